@@ -1,0 +1,1 @@
+"""The decisions: complete or not, what to run, what to send, when to try again."""

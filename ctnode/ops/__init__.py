@@ -1,0 +1,1 @@
+"""What every room uses and what knows nobody: logs, role life cycle, health, systemd."""

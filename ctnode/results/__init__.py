@@ -1,0 +1,1 @@
+"""What people open: NIfTI, PNG, JSON and DICOM."""
