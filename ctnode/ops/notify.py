@@ -1,0 +1,36 @@
+"""The service manager's datagrams (sd_notify(3)) without a library."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+
+def notify(*lines: str) -> None:
+    """Send state lines such as ``READY=1`` to the service manager, if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        try:
+            channel.sendto("\n".join(lines).encode(), address)
+        except OSError:
+            # A service manager that went away must not take the node with it.
+            return
+
+
+def notify_reloading() -> None:
+    """Announce a reload; the time stamp is what ``Type=notify-reload`` waits for."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+
+def adopt_socket() -> socket.socket | None:
+    """Return the listening socket that the service manager handed over (sd_listen_fds(3)), if any."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or int(os.environ.get("LISTEN_FDS", "0")) < 1:
+        return None
+    adopted = socket.socket(fileno=3)
+    adopted.set_inheritable(False)
+    return adopted
