@@ -21,7 +21,7 @@ def is_strict_uid(uid: str) -> bool:
 
 
 def path_part(uid: str) -> str:
-    """Return the name that stands for ``uid`` in paths: itself if strictly valid, else ``x-`` + 32 hex of its SHA-256."""
+    """Return the path name of ``uid``: itself if strictly valid, else ``x-`` + 32 hex of its SHA-256."""
     if is_strict_uid(uid):
         return uid
     return "x-" + hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()[:32]

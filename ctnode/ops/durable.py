@@ -98,7 +98,7 @@ _passed = 0
 
 def crash_point(name: str) -> None:
     """Kill this process the n-th time it passes ``name``, if a test armed ``CTNODE_TEST_CRASH=name:n``."""
-    global _passed  # noqa: PLW0603 - one counter per process is the point
+    global _passed
     if _armed is None or _armed[0] != name:
         return
     _passed += 1

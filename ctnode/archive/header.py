@@ -1,0 +1,246 @@
+"""What the index knows of an instance: read from file meta and data set with the bounded scanner."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ctnode.archive import elements
+from ctnode.words import BadInstance
+
+SOP_CLASS: Final = 0x00080016
+SOP_INSTANCE: Final = 0x00080018
+STUDY: Final = 0x0020000D
+SERIES: Final = 0x0020000E
+UID_TAGS: Final = frozenset({SOP_CLASS, SOP_INSTANCE, STUDY, SERIES})
+
+_IMAGE_TYPE: Final = 0x00080008
+_MODALITY: Final = 0x00080060
+_MANUFACTURER: Final = 0x00080070
+_PATIENT_NAME: Final = 0x00100010
+_PATIENT_ID: Final = 0x00100020
+_PATIENT_ISSUER: Final = 0x00100021
+_PATIENT_BIRTH: Final = 0x00100030
+_INSTANCE_NUMBER: Final = 0x00200013
+_POSITION: Final = 0x00200032
+_ORIENTATION: Final = 0x00200037
+_FRAME_OF_REFERENCE: Final = 0x00200052
+_FRAMES: Final = 0x00280008
+_ROWS: Final = 0x00280010
+_COLUMNS: Final = 0x00280011
+_INDEXED: Final = UID_TAGS | {
+    _IMAGE_TYPE, _MODALITY, _MANUFACTURER, _PATIENT_NAME, _PATIENT_ID, _PATIENT_ISSUER, _PATIENT_BIRTH,
+    _INSTANCE_NUMBER, _POSITION, _ORIENTATION, _FRAME_OF_REFERENCE, _FRAMES, _ROWS, _COLUMNS,
+}  # fmt: skip
+
+PREAMBLE_BYTES: Final = 128
+MANUFACTURER: Final = "ctnode"
+_META_LIMIT_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Uids:
+    """The four UIDs that name an instance."""
+
+    sop_class: str
+    sop_instance: str
+    study: str
+    series: str
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The elements of an instance that the node decides on.
+
+    ``patient_key`` is a digest, not an identity. ``position_mm`` is the projection of ImagePositionPatient on the
+    slice normal in millimetres, None where the image has none.
+    """
+
+    uids: Uids
+    transfer_syntax: str
+    digest: str
+    dataset_bytes: int
+    modality: str
+    patient_key: str
+    frame_of_reference: str
+    rows: int
+    columns: int
+    frames: int
+    instance_number: int | None
+    position_mm: float | None
+    is_localizer: bool
+    is_own_result: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The file meta information of a Part 10 file: the elements the node reads, and where the data set begins."""
+
+    transfer_syntax: str
+    sop_class: str
+    sop_instance: str
+    own_digest: bytes
+    dataset_start: int
+
+
+def text(value: bytes) -> str:
+    """Decode a value of the default repertoire, without its padding."""
+    return value.decode("latin-1").strip(" \0")
+
+
+def uid(value: bytes) -> str:
+    """Decode a UID without its trailing padding; an inner NUL stays to be seen."""
+    return value.decode("latin-1").rstrip(" \0")
+
+
+def read_uids(data: elements.Buffer, transfer_syntax: str, *, whole: bool) -> Uids:
+    """Read the four UIDs from the beginning of an encoded data set.
+
+    Raises
+    ------
+    ShortBuffer
+        If ``data`` is only a part and ends before them.
+    BadInstance
+        If the bytes are no data set.
+    """
+    if transfer_syntax == elements.DEFLATED_LITTLE:
+        data = elements.inflate(data)
+    return _uids(elements.scan(data, transfer_syntax, UID_TAGS, whole=whole))
+
+
+def _uids(found: dict[int, bytes]) -> Uids:
+    return Uids(
+        sop_class=uid(found.get(SOP_CLASS, b"")),
+        sop_instance=uid(found.get(SOP_INSTANCE, b"")),
+        study=uid(found.get(STUDY, b"")),
+        series=uid(found.get(SERIES, b"")),
+    )
+
+
+def read_meta(data: elements.Buffer) -> Meta | None:
+    """Read the file meta information (PS3.10 7.1); None where the bytes have no preamble.
+
+    Raises
+    ------
+    BadInstance
+        If there is a preamble but no sound group 0002 behind it.
+    """
+    if len(data) < PREAMBLE_BYTES + 4 or bytes(data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4]) != b"DICM":
+        return None
+    position = PREAMBLE_BYTES + 4
+    found: dict[int, bytes] = {}
+    while position + 8 <= len(data):
+        group, element = struct.unpack_from("<HH", data, position)
+        if group != 0x0002:
+            break
+        is_long = bytes(data[position + 4 : position + 6]) in {b"OB", b"UR", b"UT", b"UN", b"OW"}
+        header = 12 if is_long else 8
+        if position + header > len(data):
+            raise BadInstance("the file meta information is cut off")
+        length = struct.unpack_from("<L" if is_long else "<H", data, position + header - (4 if is_long else 2))[0]
+        position += header
+        if position + length > min(len(data), _META_LIMIT_BYTES):
+            raise BadInstance("the file meta information is cut off or too long")
+        found[element] = bytes(data[position : position + length])
+        position += length
+    transfer_syntax = uid(found.get(0x0010, b""))
+    if not transfer_syntax:
+        raise BadInstance("the file meta information names no transfer syntax")
+    return Meta(
+        transfer_syntax, uid(found.get(0x0002, b"")), uid(found.get(0x0003, b"")), found.get(0x0102, b""), position
+    )
+
+
+def identity(digest: bytes | str, transfer_syntax: str) -> str:
+    """Return what makes two instances the same: the digest of the data set and its encoding."""
+    text_digest = digest if isinstance(digest, str) else digest.hex()
+    return f"{text_digest}:{transfer_syntax}"
+
+
+def read_header(path: Path) -> Header:
+    """Read what the index needs from a file of the journal or the store.
+
+    Raises
+    ------
+    BadInstance
+        If the file is none of ours or its data set cannot be scanned.
+    OSError
+        If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise BadInstance("the file is empty")
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+            return _header(view, size)
+
+
+def _header(view: memoryview, size: int) -> Header:
+    meta = read_meta(view)
+    if meta is None:
+        raise BadInstance("the file has no preamble")
+    if len(meta.own_digest) != hashlib.sha256().digest_size:
+        raise BadInstance("the file carries no digest of its data set")
+    start = meta.dataset_start
+    if meta.transfer_syntax == elements.DEFLATED_LITTLE:
+        found = elements.scan(elements.inflate(view[start:]), meta.transfer_syntax, _INDEXED)
+    else:
+        found = elements.scan(view, meta.transfer_syntax, _INDEXED, start=start)
+    big = meta.transfer_syntax == elements.EXPLICIT_BIG
+    return Header(
+        uids=_uids(found),
+        transfer_syntax=meta.transfer_syntax,
+        digest=meta.own_digest.hex(),
+        dataset_bytes=size - start,
+        modality=text(found.get(_MODALITY, b""))[:16],
+        patient_key=_patient_key(found),
+        frame_of_reference=uid(found.get(_FRAME_OF_REFERENCE, b""))[:64],
+        rows=_unsigned_short(found.get(_ROWS, b""), big=big),
+        columns=_unsigned_short(found.get(_COLUMNS, b""), big=big),
+        frames=_integer(found.get(_FRAMES, b"")) or 1,
+        instance_number=_integer(found.get(_INSTANCE_NUMBER, b"")),
+        position_mm=_position_mm(found),
+        is_localizer="LOCALIZER" in text(found.get(_IMAGE_TYPE, b"")).upper().split("\\"),
+        is_own_result=text(found.get(_MANUFACTURER, b"")).lower() == MANUFACTURER,
+    )
+
+
+def _patient_key(found: dict[int, bytes]) -> str:
+    """Return a digest that tells patients apart: by ID and issuer, else by name and birth date."""
+    parts = [text(found.get(tag, b"")) for tag in (_PATIENT_ID, _PATIENT_ISSUER)]
+    if not parts[0]:
+        parts = ["", *(text(found.get(tag, b"")) for tag in (_PATIENT_NAME, _PATIENT_BIRTH))]
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
+
+
+def _unsigned_short(value: bytes, *, big: bool) -> int:
+    return int(struct.unpack(">H" if big else "<H", value[:2])[0]) if len(value) >= 2 else 0
+
+
+def _integer(value: bytes) -> int | None:
+    try:
+        return int(text(value).partition("\\")[0])
+    except ValueError:
+        return None
+
+
+def _numbers(value: bytes) -> list[float]:
+    try:
+        return [float(part) for part in text(value).split("\\")]
+    except ValueError:
+        return []
+
+
+def _position_mm(found: dict[int, bytes]) -> float | None:
+    position, axes = _numbers(found.get(_POSITION, b"")), _numbers(found.get(_ORIENTATION, b""))
+    if len(position) != 3 or len(axes) != 6:
+        return None
+    (a, b, c), (d, e, f) = axes[:3], axes[3:]
+    normal = (b * f - c * e, c * d - a * f, a * e - b * d)
+    projected = sum(p * n for p, n in zip(position, normal, strict=True))
+    return projected if abs(projected) < 1e6 else None
