@@ -1,0 +1,178 @@
+"""The index file: connections, pragmas, migrations, immediate transactions.
+
+``synchronous=FULL`` always: a committed row is part of a promise. WAL only where the linked SQLite has the fix of the
+WAL-reset corruption (3.51.3, 3.50.7, 3.44.6); elsewhere a rollback journal, in which a reader blocks a commit, so that
+every statement of a serving process must stay within some milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlite_utils
+
+from ctnode.archive.schema import MIGRATIONS
+from ctnode.ops.durable import fsync_directory
+from ctnode.words import Unavailable
+
+BUSY_TIMEOUT_S: Final = 30.0
+_WAL_FIXED_FROM: Final = (3, 51, 3)
+_WAL_BACKPORTS: Final = {(3, 50): 7, (3, 44): 6}
+
+Parameters = Sequence[object] | Mapping[str, object]
+
+
+def wal_is_safe(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> bool:
+    """Return whether this SQLite has the fix of the WAL-reset bug."""
+    backport = _WAL_BACKPORTS.get(version[:2])
+    return version >= _WAL_FIXED_FROM or (backport is not None and version[2] >= backport)
+
+
+def journal_mode() -> str:
+    """Return the journal mode in use; ``CTNODE_TEST_JOURNAL`` lets the tests run both."""
+    return os.environ.get("CTNODE_TEST_JOURNAL") or ("wal" if wal_is_safe() else "truncate")
+
+
+class Database:
+    """One connection to the index, for one thread.
+
+    Parameters
+    ----------
+    path
+        The file.
+    readonly
+        For commands that only look; they never create the file.
+    """
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        self.path = path
+        if readonly and not path.is_file():
+            raise Unavailable(f"no index at {path}", hint="start the node once with `ctnode run`")
+        target = f"file:{path}?mode=ro" if readonly else f"file:{path}"
+        self.connection = sqlite3.connect(target, uri=True, timeout=BUSY_TIMEOUT_S)
+        self.tables = sqlite_utils.Database(self.connection)
+        self._pragmas(readonly=readonly)
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    def _pragmas(self, *, readonly: bool) -> None:
+        run = self.connection.execute
+        run("PRAGMA foreign_keys = ON")
+        run("PRAGMA trusted_schema = OFF")
+        run("PRAGMA temp_store = MEMORY")
+        if not readonly:
+            run(f"PRAGMA journal_mode = {journal_mode()}").fetchone()
+            run("PRAGMA synchronous = FULL")
+            run("PRAGMA journal_size_limit = 67108864")
+
+    def migrate(self) -> None:
+        """Bring the schema up to date, after a backup if there is anything to lose.
+
+        Raises
+        ------
+        Unavailable
+            If a newer ctnode wrote the file.
+        """
+        known = {migration.name for migration in MIGRATIONS.pending(self.tables)}
+        applied = {migration.name for migration in MIGRATIONS.applied(self.tables)}
+        newer = sorted(applied - set(_migration_names()))
+        if newer:
+            raise Unavailable(
+                f"the index was written by a newer ctnode ({newer[-1]})",
+                hint="upgrade, or restore the backup beside it",
+            )
+        if known and applied:
+            self._backup_before_migration()
+        MIGRATIONS.apply(self.tables)
+        fsync_directory(self.path.parent)
+
+    def _backup_before_migration(self) -> None:
+        copy = self.path.with_name(
+            f"{self.path.name}.before-migration-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        )
+        copy_to(self.connection, copy)
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Run a block in one transaction that holds the write lock from its start."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.connection.rollback()
+            raise
+        self.connection.commit()
+
+    def execute(self, statement: str, parameters: Parameters = ()) -> sqlite3.Cursor:
+        """Run one statement inside the current transaction."""
+        return self.connection.execute(statement, parameters)
+
+    def insert(self, statement: str, parameters: Parameters = ()) -> int:
+        """Run an INSERT and return the new row's id."""
+        row = self.connection.execute(statement, parameters).lastrowid
+        assert row is not None
+        return row
+
+    def rows(self, statement: str, parameters: Parameters = ()) -> list[dict[str, Any]]:
+        """Return all rows of a statement by column name; records are made from them at once."""
+        cursor = self.connection.execute(statement, parameters)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def row(self, statement: str, parameters: Parameters = ()) -> dict[str, Any] | None:
+        """Return the first row, or None."""
+        found = self.rows(statement, parameters)
+        return found[0] if found else None
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a kept counter, so that no reader has to count rows."""
+        self.connection.execute(
+            "INSERT INTO counters (name, value) VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (name, by),
+        )
+
+    def counters(self) -> dict[str, int]:
+        """Return all kept counters."""
+        return {name: value for name, value in self.connection.execute("SELECT name, value FROM counters") if value}
+
+    def data_version(self) -> int:
+        """Return a number that changes when another connection commits."""
+        return int(self.connection.execute("PRAGMA data_version").fetchone()[0])
+
+
+def copy_to(source: sqlite3.Connection, destination: Path, *, pages: int = 256, between: Any = None) -> None:
+    """Copy the database behind ``source`` to a new durable file, in steps; ``between`` runs after each step."""
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    target = sqlite3.connect(temporary)
+    try:
+        source.backup(target, pages=pages, progress=between, sleep=0.0)
+        target.execute("PRAGMA journal_mode = DELETE")
+    except BaseException:
+        target.close()
+        temporary.unlink(missing_ok=True)
+        raise
+    target.close()
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(destination)
+    fsync_directory(destination.parent)
+
+
+def _migration_names() -> list[str]:
+    return [migration.name for migration in MIGRATIONS._migrations]  # noqa: SLF001 - the set has no public listing

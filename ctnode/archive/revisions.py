@@ -1,0 +1,239 @@
+"""The states of revisions: every move goes through the transition table, in the transaction of its cause."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ctnode.archive import timeline
+from ctnode.archive.database import Database
+from ctnode.words import (
+    DELIVERY_TRANSITIONS,
+    JOB_TRANSITIONS,
+    REVISION_TRANSITIONS,
+    STUDY_TRANSITIONS,
+    DeliveryEvent,
+    DeliveryState,
+    JobEvent,
+    JobState,
+    NotFound,
+    RevisionEvent,
+    RevisionState,
+    StudyEvent,
+    StudyState,
+    Verdict,
+    WrongState,
+    next_state,
+)
+
+PIPELINE: Final = "pipeline"
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A revision of a series."""
+
+    id: int
+    series_id: int
+    n: int
+    state: RevisionState
+    opened_at: float
+    last_arrival: float
+    quiet_s: float
+    deadline: float
+    verdict: str
+    verdict_at: float | None
+
+
+# The planner takes the partial index only for the very condition it was made with.
+_WAITING: Final = "state IN ('RECEIVING', 'COMPLETE')"
+_COLUMNS: Final = "id, series_id, n, state, opened_at, last_arrival, quiet_s, deadline, verdict, verdict_at"
+
+
+def _record(row: dict[str, object]) -> Revision:
+    return Revision(**{**row, "state": RevisionState(str(row["state"]))})  # type: ignore[arg-type]
+
+
+def get(database: Database, revision_id: int) -> Revision:
+    """Return a revision by id."""
+    row = database.row(f"SELECT {_COLUMNS} FROM revisions WHERE id = ?", (revision_id,))
+    if row is None:
+        raise NotFound(f"no revision {revision_id}")
+    return _record(row)
+
+
+def newest(database: Database, series_id: int) -> Revision:
+    """Return the newest revision of a series."""
+    row = database.row(f"SELECT {_COLUMNS} FROM revisions WHERE series_id = ? ORDER BY n DESC LIMIT 1", (series_id,))
+    if row is None:
+        raise NotFound(f"no revision of series {series_id}")
+    return _record(row)
+
+
+def receiving(database: Database) -> tuple[Revision, ...]:
+    """Return the revisions that wait for a verdict."""
+    return tuple(
+        _record(row)
+        for row in database.rows(f"SELECT {_COLUMNS} FROM revisions WHERE {_WAITING} AND state = 'RECEIVING'")
+    )
+
+
+def startable(database: Database) -> tuple[Revision, ...]:
+    """Return the complete revisions that nothing holds and whose series has no other revision queued or running."""
+    rows = database.rows(
+        f"SELECT {_COLUMNS} FROM revisions AS r WHERE {_WAITING} AND state = 'COMPLETE'"
+        " AND (SELECT hold FROM series WHERE series.id = r.series_id) = ''"
+        " AND NOT EXISTS (SELECT 1 FROM revisions AS o"
+        " WHERE o.series_id = r.series_id AND o.state IN ('QUEUED', 'PROCESSING'))"
+    )
+    return tuple(_record(row) for row in rows)
+
+
+def move(database: Database, revision_id: int, event: RevisionEvent, *, reason: str = "") -> RevisionState:
+    """Move a revision inside the current transaction and return its new state."""
+    row = database.execute("SELECT state FROM revisions WHERE id = ?", (revision_id,)).fetchone()
+    if row is None:
+        raise NotFound(f"no revision {revision_id}")
+    state = next_state(REVISION_TRANSITIONS, RevisionState(row[0]), event)
+    database.execute("UPDATE revisions SET state = ?, reason = ? WHERE id = ?", (state, reason, revision_id))
+    return state
+
+
+def complete(database: Database, revision: Revision, verdict: Verdict, evidence: Sequence[str]) -> None:
+    """Give a revision its verdict and freeze its instances, inside the current transaction."""
+    now = time.time()
+    ids = [
+        row[0]
+        for row in database.execute("SELECT id FROM instances WHERE series_id = ? ORDER BY id", (revision.series_id,))
+    ]
+    database.execute(
+        "UPDATE revisions SET state = ?, verdict = ?, verdict_at = ?, evidence = ?, instances = ? WHERE id = ?",
+        (
+            next_state(REVISION_TRANSITIONS, revision.state, RevisionEvent.COMPLETE),
+            verdict,
+            now,
+            json.dumps(list(evidence)),
+            json.dumps(ids),
+            revision.id,
+        ),
+    )
+    words = f"{verdict} with {len(ids)} instances: {'; '.join(evidence)}"
+    timeline.note(database, revision.series_id, revision.n, "complete", words, at=now)
+    _settle_study(database, revision.series_id)
+
+
+def _settle_study(database: Database, series_id: int) -> None:
+    """Complete the study when none of its series waits any more."""
+    (study_id, state) = database.execute(
+        "SELECT studies.id, studies.state FROM studies JOIN series ON series.study_id = studies.id WHERE series.id = ?",
+        (series_id,),
+    ).fetchone()
+    waiting = database.execute(
+        "SELECT 1 FROM series JOIN revisions ON revisions.series_id = series.id"
+        " WHERE series.study_id = ? AND revisions.state = 'RECEIVING' LIMIT 1",
+        (study_id,),
+    ).fetchone()
+    if waiting is None:
+        settled = next_state(STUDY_TRANSITIONS, StudyState(state), StudyEvent.SETTLE)
+        database.execute("UPDATE studies SET state = ? WHERE id = ?", (settled, study_id))
+
+
+def queue(database: Database, revision: Revision, event: RevisionEvent = RevisionEvent.QUEUE) -> None:
+    """Queue the pipeline for a revision: its row and its job change together."""
+    move(database, revision.id, event)
+    row = database.execute(
+        "SELECT id, state FROM jobs WHERE kind = ? AND revision_id = ?", (PIPELINE, revision.id)
+    ).fetchone()
+    now = time.time()
+    if row is None:
+        database.insert(
+            "INSERT INTO jobs (kind, revision_id, state, due_at) VALUES (?, ?, ?, ?)",
+            (PIPELINE, revision.id, JobState.QUEUED, now),
+        )
+    else:
+        state = next_state(JOB_TRANSITIONS, JobState(row[1]), JobEvent.REQUEUE)
+        database.execute(
+            "UPDATE jobs SET state = ?, failures = 0, interruptions = 0, due_at = ?, message = '' WHERE id = ?",
+            (state, now, row[0]),
+        )
+    timeline.note(database, revision.series_id, revision.n, "queued", "the pipeline is queued", at=now)
+
+
+def keep(database: Database, revision: Revision, reason: str) -> None:
+    """Write down that a revision is stored and nothing is to run."""
+    move(database, revision.id, RevisionEvent.KEEP, reason=reason)
+    timeline.note(database, revision.series_id, revision.n, "kept", reason)
+
+
+def supersede_older(database: Database, series_id: int, n: int) -> None:
+    """Supersede what is older than revision ``n``, with its queued jobs and pending deliveries.
+
+    One that is being processed finishes first and is superseded then.
+    """
+    older = database.execute(
+        "SELECT id, n, state FROM revisions"
+        " WHERE series_id = ? AND n < ? AND state NOT IN ('SUPERSEDED', 'PROCESSING')",
+        (series_id, n),
+    ).fetchall()
+    for revision_id, number, state in older:
+        if RevisionState(state) is RevisionState.RECEIVING:
+            raise WrongState(f"revision {number} is still receiving")
+        move(database, revision_id, RevisionEvent.SUPERSEDE, reason=f"revision {n} came")
+        _end_work(database, revision_id)
+        timeline.note(database, series_id, number, "superseded", f"revision {n} came")
+
+
+def _end_work(database: Database, revision_id: int) -> None:
+    for job_id, state in database.execute(
+        "SELECT id, state FROM jobs WHERE revision_id = ? AND state IN ('QUEUED', 'RETRY')", (revision_id,)
+    ).fetchall():
+        ended = next_state(JOB_TRANSITIONS, JobState(state), JobEvent.SUPERSEDE)
+        database.execute("UPDATE jobs SET state = ?, ended_at = ? WHERE id = ?", (ended, time.time(), job_id))
+    cancel_deliveries(database, revision_id)
+
+
+def cancel_deliveries(database: Database, revision_id: int) -> None:
+    """Cancel what has not been sent yet of a revision, inside the current transaction."""
+    for delivery_id, state in database.execute(
+        "SELECT id, state FROM deliveries WHERE revision_id = ? AND state IN ('PENDING', 'RETRY')", (revision_id,)
+    ).fetchall():
+        ended = next_state(DELIVERY_TRANSITIONS, DeliveryState(state), DeliveryEvent.CANCEL)
+        database.execute(
+            "UPDATE deliveries SET state = ?, ended_at = ? WHERE id = ?", (ended, time.time(), delivery_id)
+        )
+
+
+def requeue(database: Database, series_id: int) -> Revision:
+    """Queue the newest revision of a series again, and lift a hold.
+
+    Raises
+    ------
+    WrongState
+        If it is still receiving, or queued or running already.
+    """
+    with database.immediate():
+        revision = newest(database, series_id)
+        held = database.execute("SELECT hold FROM series WHERE id = ?", (series_id,)).fetchone()[0]
+        if held:
+            database.execute("UPDATE series SET hold = '' WHERE id = ?", (series_id,))
+            timeline.note(database, series_id, revision.n, "released", f"no longer held ({held})")
+        if revision.state is RevisionState.COMPLETE:
+            queue(database, revision)
+        else:
+            queue(database, revision, RevisionEvent.REQUEUE)
+        return get(database, revision.id)
+
+
+def frozen_paths(database: Database, revision_id: int) -> tuple[str, ...]:
+    """Return the store paths of a revision's instances, in the order of arrival."""
+    row = database.execute("SELECT instances FROM revisions WHERE id = ?", (revision_id,)).fetchone()
+    ids = json.loads(row[0]) if row else []
+    paths = dict(
+        database.execute(
+            "SELECT id, path FROM instances WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+        ).fetchall()
+    )
+    return tuple(paths[identifier] for identifier in ids)

@@ -1,0 +1,207 @@
+"""The tables of the index, as migrations; a migration that was released is never edited, only followed by another.
+
+Times are seconds since 1970 in UTC. States change only through the tables of ``words``; triggers keep a counter for
+each state, so that nobody counts rows.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlite_utils
+from sqlite_utils import Migrations
+
+MIGRATIONS: Final = Migrations("ctnode")
+
+_FIRST: Final = """
+CREATE TABLE studies (
+    id INTEGER PRIMARY KEY,
+    uid TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    first_at REAL NOT NULL,
+    last_at REAL NOT NULL
+) STRICT;
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY,
+    study_id INTEGER NOT NULL REFERENCES studies (id),
+    uid TEXT NOT NULL,
+    split INTEGER NOT NULL,
+    modality TEXT NOT NULL,
+    patient_key TEXT NOT NULL,
+    frame_of_reference TEXT NOT NULL,
+    rows INTEGER NOT NULL,
+    columns INTEGER NOT NULL,
+    instances INTEGER NOT NULL DEFAULT 0,
+    ct_instances INTEGER NOT NULL DEFAULT 0,
+    own_instances INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    duplicates INTEGER NOT NULL DEFAULT 0,
+    flags TEXT NOT NULL DEFAULT '[]',
+    hold TEXT NOT NULL DEFAULT '',
+    first_at REAL NOT NULL,
+    last_at REAL NOT NULL,
+    UNIQUE (study_id, uid, split)
+) STRICT;
+CREATE INDEX series_by_uid ON series (uid);
+CREATE TABLE revisions (
+    id INTEGER PRIMARY KEY,
+    series_id INTEGER NOT NULL REFERENCES series (id),
+    n INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    opened_at REAL NOT NULL,
+    last_arrival REAL NOT NULL,
+    quiet_s REAL NOT NULL,
+    deadline REAL NOT NULL,
+    verdict TEXT NOT NULL DEFAULT '',
+    verdict_at REAL,
+    evidence TEXT NOT NULL DEFAULT '[]',
+    instances TEXT NOT NULL DEFAULT '[]',
+    reason TEXT NOT NULL DEFAULT '',
+    UNIQUE (series_id, n)
+) STRICT;
+CREATE INDEX revisions_waiting ON revisions (state) WHERE state IN ('RECEIVING', 'COMPLETE');
+CREATE TABLE associations (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    door TEXT NOT NULL,
+    calling_ae TEXT NOT NULL,
+    called_ae TEXT NOT NULL,
+    peer_address TEXT NOT NULL,
+    opened_at REAL NOT NULL,
+    ended_at REAL,
+    how TEXT NOT NULL DEFAULT '',
+    accepted TEXT NOT NULL DEFAULT '[]',
+    refused TEXT NOT NULL DEFAULT '[]',
+    instances INTEGER NOT NULL DEFAULT 0,
+    duplicates INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE association_series (
+    association_id INTEGER NOT NULL REFERENCES associations (id),
+    series_id INTEGER NOT NULL REFERENCES series (id),
+    instances INTEGER NOT NULL DEFAULT 0,
+    last_arrival REAL NOT NULL,
+    PRIMARY KEY (series_id, association_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE instances (
+    id INTEGER PRIMARY KEY,
+    series_id INTEGER NOT NULL REFERENCES series (id),
+    sop_instance TEXT NOT NULL,
+    sop_class TEXT NOT NULL,
+    transfer_syntax TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    path TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    arrived_at REAL NOT NULL,
+    association_id INTEGER NOT NULL REFERENCES associations (id),
+    revision INTEGER NOT NULL,
+    instance_number INTEGER,
+    position_mm REAL,
+    is_localizer INTEGER NOT NULL,
+    is_current INTEGER NOT NULL DEFAULT 1
+) STRICT;
+CREATE UNIQUE INDEX instances_by_identity ON instances (series_id, sop_instance, digest, transfer_syntax);
+CREATE TABLE attempts (
+    name TEXT PRIMARY KEY,
+    attempts INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE quarantine (
+    id INTEGER PRIMARY KEY,
+    path TEXT NOT NULL UNIQUE,
+    association TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'FAILED',
+    at REAL NOT NULL
+) STRICT;
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    revision_id INTEGER NOT NULL REFERENCES revisions (id),
+    state TEXT NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    interruptions INTEGER NOT NULL DEFAULT 0,
+    due_at REAL NOT NULL,
+    owner TEXT NOT NULL DEFAULT '',
+    lease_until REAL,
+    started_at REAL,
+    ended_at REAL,
+    message TEXT NOT NULL DEFAULT '',
+    report TEXT NOT NULL DEFAULT '[]',
+    UNIQUE (kind, revision_id)
+) STRICT;
+CREATE INDEX jobs_open ON jobs (state, due_at) WHERE state IN ('QUEUED', 'RUNNING', 'RETRY');
+CREATE TABLE deliveries (
+    id INTEGER PRIMARY KEY,
+    revision_id INTEGER NOT NULL REFERENCES revisions (id),
+    target TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    path TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    state TEXT NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    due_at REAL NOT NULL,
+    owner TEXT NOT NULL DEFAULT '',
+    lease_until REAL,
+    status INTEGER,
+    comment TEXT NOT NULL DEFAULT '',
+    ended_at REAL,
+    UNIQUE (revision_id, target, path)
+) STRICT;
+CREATE INDEX deliveries_open ON deliveries (target, state, due_at) WHERE state IN ('PENDING', 'SENDING', 'RETRY');
+CREATE TABLE timeline (
+    id INTEGER PRIMARY KEY,
+    series_id INTEGER NOT NULL REFERENCES series (id),
+    revision INTEGER NOT NULL,
+    at REAL NOT NULL,
+    kind TEXT NOT NULL,
+    text TEXT NOT NULL
+) STRICT;
+CREATE INDEX timeline_by_series ON timeline (series_id, id);
+CREATE TABLE requests (
+    id INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    argument TEXT NOT NULL,
+    asked_at REAL NOT NULL,
+    ended_at REAL,
+    error TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE TABLE counters (
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+_COUNT: Final = (
+    "INSERT INTO counters (name, value) VALUES ({name}, {by}) ON CONFLICT (name) DO UPDATE SET value = value + {by};"
+)
+
+
+def _triggers(table: str) -> str:
+    up = _COUNT.format(name=f"'{table}.' || new.state", by="1")
+    down = _COUNT.format(name=f"'{table}.' || old.state", by="-1")
+    return f"""
+CREATE TRIGGER {table}_counted_in AFTER INSERT ON {table} BEGIN {up} END;
+CREATE TRIGGER {table}_counted_out AFTER DELETE ON {table} BEGIN {down} END;
+CREATE TRIGGER {table}_counted_over AFTER UPDATE OF state ON {table} WHEN old.state <> new.state BEGIN {down} {up} END;
+"""
+
+
+@MIGRATIONS(name="0001_first")
+def first(db: sqlite_utils.Database) -> None:
+    """Create the first schema."""
+    script = _FIRST + "".join(_triggers(table) for table in ("revisions", "jobs", "deliveries", "quarantine"))
+    for statement in _statements(script):
+        db.execute(statement)
+
+
+def _statements(script: str) -> list[str]:
+    """Split a script at the semicolons that end statements; trigger bodies hold semicolons of their own."""
+    statements, lines = [], []
+    for line in script.splitlines():
+        lines.append(line)
+        if line.endswith(";") and (not lines[0].startswith("CREATE TRIGGER") or line.endswith("END;")):
+            statements.append("\n".join(lines))
+            lines = []
+        elif not "".join(lines).strip():
+            lines = []
+    return statements

@@ -1,0 +1,238 @@
+"""From journal to store: scan, read, commit the row, then rename; nothing is lost in between.
+
+A file is noted as attempted before it is touched. What failed twice goes to quarantine with a FAILED row; every other
+file is settled in the order of its arrival.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from ctnode.archive.header import read_header
+from ctnode.archive.index import Arrival, Association, Index, Placement
+from ctnode.archive.spool import JOURNAL_NAME, KEPT_SUFFIX, PART_SUFFIX
+from ctnode.ops import log
+from ctnode.ops.durable import crash_point, fsync_directory, make_directories
+from ctnode.words import BadInstance
+
+BATCH: Final = 200
+MAX_ATTEMPTS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """An association that is still open, and whether it is in the middle of a C-STORE."""
+
+    association_id: int
+    last_arrival: float
+    is_storing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What one pass over the journal found.
+
+    ``is_whole`` is false when the batch was full and more waits: such a scan proves nothing about quiet.
+    """
+
+    settled: tuple[Placement, ...]
+    open_associations: tuple[Open, ...]
+    is_whole: bool
+
+
+@dataclass(slots=True)
+class _Known:
+    association: Association
+    last_arrival: float
+
+
+class Settler:
+    """Moves what the journal holds into the store; one in the node, inside the keeper."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.layout = index.layout
+        self._known: dict[str, _Known] = {}
+        self._log: structlog.typing.FilteringBoundLogger = log.get()
+
+    def scan(self) -> Scan:
+        """Settle up to one batch and tell what is still open."""
+        files: list[tuple[Path, _Known]] = []
+        opened: list[Open] = []
+        whole = True
+        for directory in self._journals():
+            known = self._association(directory)
+            if known is None:
+                continue
+            # The lock is looked at before the files: an association that ends in between leaves them for the next scan.
+            is_open = _is_open(directory)
+            names, is_storing = _listing(directory)
+            room = BATCH - len(files)
+            whole = whole and len(names) <= room
+            files += [(directory / name, known) for name in names[:room]]
+            if names:
+                known.last_arrival = max(known.last_arrival, _arrival_s(names[-1]))
+            if is_open:
+                opened.append(Open(known.association.id, known.last_arrival, is_storing))
+            elif not names:
+                self._close(directory, known)
+        placements = self._settle(files) if files else ()
+        return Scan(placements, tuple(opened), whole)
+
+    def _journals(self) -> Iterator[Path]:
+        with os.scandir(self.layout.incoming) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        return (self.layout.incoming / name for name in names)
+
+    def _association(self, directory: Path) -> _Known | None:
+        known = self._known.get(directory.name)
+        if known is not None:
+            return known
+        opened, at = _first_record(directory)
+        if opened is None:
+            if not _is_open(directory):
+                self._drop_unborn(directory)
+                return None if not directory.exists() else self._learn(directory, {}, _arrival_s(directory.name))
+            return None
+        return self._learn(directory, opened, at)
+
+    def _learn(self, directory: Path, opened: dict[str, object], at: float) -> _Known:
+        known = _Known(self.index.begin_association(directory.name, opened, at), at)
+        self._known[directory.name] = known
+        return known
+
+    def _drop_unborn(self, directory: Path) -> None:
+        """Remove a journal whose first record never reached the disk; it cannot hold an acknowledged instance."""
+        if not any(name.endswith(KEPT_SUFFIX) for name in os.listdir(directory)):
+            _remove_journal(directory)
+
+    def _settle(self, files: Sequence[tuple[Path, _Known]]) -> tuple[Placement, ...]:
+        names = [f"{path.parent.name}/{path.name}" for path, _ in files]
+        attempts = self.index.note_attempts(names)
+        arrivals: list[Arrival] = []
+        settled_names: list[str] = []
+        for (path, known), name in zip(files, names, strict=True):
+            try:
+                header = read_header(path)
+            except FileNotFoundError:
+                continue
+            except (BadInstance, OSError) as error:
+                self._failed(path, known, attempts[name], error)
+                continue
+            arrivals.append(Arrival(path, _arrival_s(path.name), known.association, header))
+            settled_names.append(name)
+        if not arrivals:
+            return ()
+        placements = self.index.take(arrivals, settled_names)
+        crash_point("keeper.between-commit-and-rename")
+        self._move(placements)
+        return placements
+
+    def _failed(self, path: Path, known: _Known, attempts: int, error: Exception) -> None:
+        reason = str(error) if isinstance(error, BadInstance) else f"cannot be read: {type(error).__name__}"
+        self._log.warning("instance not settled", path=path.name, attempt=attempts, reason=reason)
+        if attempts < MAX_ATTEMPTS:
+            return
+        quarantined = self.layout.quarantine / f"{path.parent.name}-{path.name}"
+        self.index.quarantine(quarantined, known.association.name, reason)
+        path.rename(quarantined)
+        fsync_directory(self.layout.quarantine)
+        fsync_directory(path.parent)
+
+    def _move(self, placements: Sequence[Placement]) -> None:
+        """Rename each settled file to its row's path; drop what the store has already."""
+        touched: set[Path] = set()
+        for placement in placements:
+            if placement.final.exists():
+                placement.source.unlink(missing_ok=True)
+            else:
+                make_directories(placement.final.parent, below=self.layout.store)
+                placement.source.rename(placement.final)
+                touched.add(placement.final.parent)
+                crash_point("keeper.after-rename")
+        for directory in sorted(touched):
+            fsync_directory(directory)
+        for directory in sorted({placement.source.parent for placement in placements}):
+            fsync_directory(directory)
+
+    def _close(self, directory: Path, known: _Known) -> None:
+        """Write down how an association ended, and remove its empty journal."""
+        how, at = _last_record(directory)
+        self.index.end_association(known.association, how, at or known.last_arrival)
+        _remove_journal(directory)
+        del self._known[directory.name]
+
+
+def _listing(directory: Path) -> tuple[list[str], bool]:
+    """Return the kept files in the order of arrival, and whether one is being written."""
+    names = os.listdir(directory)
+    kept = sorted(name for name in names if name.endswith(KEPT_SUFFIX))
+    return kept, any(name.endswith(PART_SUFFIX) for name in names)
+
+
+def _is_open(directory: Path) -> bool:
+    try:
+        descriptor = os.open(directory / JOURNAL_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _records(directory: Path) -> list[dict[str, object]]:
+    try:
+        lines = (directory / JOURNAL_NAME).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            # A line cut by a crash; what was acknowledged does not rest on it.
+            continue
+    return records
+
+
+def _first_record(directory: Path) -> tuple[dict[str, object] | None, float]:
+    records = _records(directory)
+    if not records or records[0].get("what") != "opened":
+        return None, 0.0
+    return records[0], _seconds(records[0])
+
+
+def _last_record(directory: Path) -> tuple[str, float]:
+    records = _records(directory)
+    if records and records[-1].get("what") == "closed":
+        return str(records[-1]["how"]), _seconds(records[-1])
+    return "aborted", 0.0
+
+
+def _seconds(record: dict[str, object]) -> float:
+    return datetime.fromisoformat(str(record["at"])).timestamp()
+
+
+def _arrival_s(name: str) -> float:
+    """Return the time in a file or journal name: nanoseconds since 1970 before the first hyphen."""
+    return int(name.partition("-")[0]) / 1e9
+
+
+def _remove_journal(directory: Path) -> None:
+    for name in os.listdir(directory):
+        if name == JOURNAL_NAME or name.endswith(PART_SUFFIX):
+            (directory / name).unlink(missing_ok=True)
+    directory.rmdir()
