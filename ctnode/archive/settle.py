@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from ctnode.archive.header import read_header
+from ctnode.archive.header import read_header, read_meta
 from ctnode.archive.index import Arrival, Association, Index, Placement
 from ctnode.archive.spool import JOURNAL_NAME, KEPT_SUFFIX, PART_SUFFIX
 from ctnode.ops import log
@@ -153,7 +153,7 @@ class Settler:
         touched: set[Path] = set()
         for placement in placements:
             if placement.final.exists():
-                placement.source.unlink(missing_ok=True)
+                self._drop(placement)
             else:
                 make_directories(placement.final.parent, below=self.layout.store)
                 placement.source.rename(placement.final)
@@ -164,12 +164,30 @@ class Settler:
         for directory in sorted({placement.source.parent for placement in placements}):
             fsync_directory(directory)
 
+    def _drop(self, placement: Placement) -> None:
+        """Remove an arrival that the store holds already; should it hold other bytes there, keep both."""
+        if _own_digest(placement.source) == _own_digest(placement.final):
+            placement.source.unlink(missing_ok=True)
+            return
+        quarantined = self.layout.quarantine / f"{placement.source.parent.name}-{placement.source.name}"
+        reason = "the store holds other bytes under this name"
+        self.index.quarantine(quarantined, placement.source.parent.name, reason)
+        placement.source.rename(quarantined)
+        fsync_directory(self.layout.quarantine)
+        self._log.error("instance not settled", path=placement.source.name, reason=reason)
+
     def _close(self, directory: Path, known: _Known) -> None:
         """Write down how an association ended, and remove its empty journal."""
         how, at = _last_record(directory)
         self.index.end_association(known.association, how, at or known.last_arrival)
         _remove_journal(directory)
         del self._known[directory.name]
+
+
+def _own_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        meta = read_meta(file.read(4096))
+    return meta.own_digest if meta is not None else b""
 
 
 def _listing(directory: Path) -> tuple[list[str], bool]:

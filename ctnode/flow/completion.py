@@ -1,0 +1,148 @@
+"""Is the series complete? A pure decision over what is known, and the quiet time that policy gives it.
+
+No signal of DICOM proves completeness by itself; the end of an association has no meaning (PS3.4 B.4.1). This first
+form rests on quiet time, on associations that still feed the series, and on the spacing of the slices.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ctnode.config import Config, Peer
+from ctnode.words import Verdict
+
+GAP_RATIO: Final = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Feeder:
+    """An open association that brought instances of the series.
+
+    Parameters
+    ----------
+    silent_s
+        Seconds since its last instance of any series.
+    is_storing
+        Whether it is in the middle of a C-STORE.
+    elsewhere_s
+        Seconds between its last instance of this series and its last instance of any.
+    """
+
+    silent_s: float
+    is_storing: bool
+    elsewhere_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is known of a revision that waits; every time is in seconds."""
+
+    silent_s: float
+    waited_s: float
+    quiet_s: float
+    feeders: tuple[Feeder, ...]
+    aborted: int
+    positions_mm: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Not yet; look again after ``seconds``."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Complete, how surely, and why."""
+
+    verdict: Verdict
+    evidence: tuple[str, ...]
+
+
+def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float) -> Wait | Decision:
+    """Decide whether a revision is complete."""
+    geometry = describe_gap(situation.positions_mm)
+    if situation.waited_s >= max_wait_s:
+        evidence = (f"waited {max_wait_s:g} s, the longest that is allowed", *_doubts(situation, geometry))
+        return Decision(Verdict.SUSPECT, evidence)
+    rest_s = min(situation.quiet_s - situation.silent_s, max_wait_s - situation.waited_s)
+    if rest_s > 0:
+        return Wait(rest_s, "quiet time has not passed")
+    holding = [feeder for feeder in situation.feeders if holds(feeder, situation.quiet_s, association_hold_s)]
+    if holding:
+        until_s = min(max(association_hold_s - feeder.silent_s, 0.1) for feeder in holding)
+        return Wait(min(until_s, max_wait_s - situation.waited_s), "an open association still feeds it")
+    quiet = f"quiet for {situation.quiet_s:g} s, no open association feeds it"
+    doubts = _doubts(situation, geometry)
+    if doubts:
+        return Decision(Verdict.SUSPECT, (quiet, *doubts))
+    spacing = ("slices evenly spaced",) if len(set(situation.positions_mm)) > 2 else ()
+    return Decision(Verdict.LIKELY, (quiet, *spacing))
+
+
+def _doubts(situation: Situation, geometry: str) -> tuple[str, ...]:
+    aborted = f"{situation.aborted} association(s) that fed it were aborted" if situation.aborted else ""
+    return tuple(text for text in (geometry, aborted) if text)
+
+
+def holds(feeder: Feeder, quiet_s: float, association_hold_s: float) -> bool:
+    """Return whether an open association keeps its series waiting.
+
+    It does while it is in a C-STORE or was silent for less than the hold, and no longer once it has sent other series
+    for a whole quiet time.
+    """
+    if feeder.elsewhere_s >= quiet_s:
+        return False
+    return feeder.is_storing or feeder.silent_s < association_hold_s
+
+
+def describe_gap(positions_mm: Sequence[float], *, same_mm: float = 0.01, gap_ratio: float = GAP_RATIO) -> str:
+    """Return what is odd about the spacing of the slices, or an empty text.
+
+    Parameters
+    ----------
+    positions_mm
+        Projections of the slice positions on the normal, in any order.
+    same_mm
+        Positions closer than this are one.
+    gap_ratio
+        A step longer than this many median steps is a gap.
+    """
+    ordered = sorted(positions_mm)
+    steps = [after - before for before, after in zip(ordered, ordered[1:], strict=False) if after - before > same_mm]
+    if len(steps) < 2:
+        return ""
+    median = sorted(steps)[len(steps) // 2]
+    gaps = sum(step > gap_ratio * median for step in steps)
+    return f"{gaps} gap(s) in the slice positions, median step {median:.3f} mm" if gaps else ""
+
+
+def quiet_seconds(config: Config, calling_ae: str, called_ae: str, address: str, revision: int) -> float:
+    """Return the quiet time of a sender's series: the peer's, else the called AE's, else the default.
+
+    Each further revision doubles it, up to ``max_wait_s``, so that a slow sender makes no storm of revisions.
+    """
+    peer = find_peer(config, calling_ae, address)
+    base = config.completion.called_ae_quiet_s.get(called_ae, config.completion.quiet_s)
+    if peer is not None and peer.quiet_s is not None:
+        base = peer.quiet_s
+    return float(min(base * 2.0 ** min(revision - 1, 30), max(base, config.completion.max_wait_s)))
+
+
+def find_peer(config: Config, calling_ae: str, address: str) -> Peer | None:
+    """Return the peer of this AE title and address (``host:port``), else the only one of this AE title."""
+    host = address.rpartition(":")[0].strip("[]")
+    named = [peer for peer in config.peers if peer.ae_title == calling_ae]
+    return next((peer for peer in named if _is_at(peer.host, host)), named[0] if len(named) == 1 else None)
+
+
+def _is_at(where: str, host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(where, strict=False)
+    except ValueError:
+        return where == host
