@@ -7,6 +7,7 @@ form rests on quiet time, on associations that still feed the series, and on the
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -114,7 +115,7 @@ def describe_gap(positions_mm: Sequence[float], *, same_mm: float = 0.01, gap_ra
         A step longer than this many median steps is a gap.
     """
     ordered = sorted(positions_mm)
-    steps = [after - before for before, after in zip(ordered, ordered[1:], strict=False) if after - before > same_mm]
+    steps = [after - before for before, after in itertools.pairwise(ordered) if after - before > same_mm]
     if len(steps) < 2:
         return ""
     median = sorted(steps)[len(steps) // 2]

@@ -1,0 +1,203 @@
+"""The ``keep`` role: the only writer of instance rows; settles the journal and decides what is complete."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from ctnode.archive import catalog, revisions
+from ctnode.archive.database import Database, copy_to
+from ctnode.archive.doorbell import open_doorbell
+from ctnode.archive.index import Association, Index
+from ctnode.archive.layout import Layout
+from ctnode.archive.settle import Scan, Settler
+from ctnode.config import Config
+from ctnode.flow.completion import quiet_seconds
+from ctnode.flow.inbox import Inbox
+from ctnode.flow.waiting import Ripe, WaitingRoom
+from ctnode.ops import log
+from ctnode.ops.durable import lock
+from ctnode.ops.role import Role
+
+IDLE_SCAN_S: Final = 1.0
+# Arrivals ring one by one; a short pause lets them be settled in one transaction.
+GATHER_S: Final = 0.02
+RETRY_S: Final = 1.0
+
+Reload = Callable[[], Config]
+
+
+def keep(config: Config, role: Role, reload: Reload) -> int:
+    """Run the keeper until the role stops; the last thing it does is to empty the journal.
+
+    Raises
+    ------
+    Unavailable
+        If another keeper holds the root.
+    """
+    layout = Layout(config.root, config.results)
+    layout.create()
+    lock(layout.run / "keep.lock", owner="keeper")
+    with Database(layout.database) as database:
+        database.migrate()
+        keeper = Keeper(config, layout, database, role, reload)
+        keeper.run()
+    return 0
+
+
+class Keeper:
+    """The loop of the ``keep`` role."""
+
+    def __init__(self, config: Config, layout: Layout, database: Database, role: Role, reload: Reload) -> None:
+        self.config = config
+        self.layout = layout
+        self.database = database
+        self.role = role
+        self.reload = reload
+        self.index = Index(database, layout, self._quiet_s)
+        self.settler = Settler(self.index)
+        self.waiting = WaitingRoom(database)
+        self.inbox = Inbox(config, role.wake)
+        self._seen_version = -1
+        self._log: structlog.typing.FilteringBoundLogger = log.get()
+
+    def _quiet_s(self, association: Association, revision: int) -> float:
+        return quiet_seconds(
+            self.config, association.calling_ae, association.called_ae, association.peer_address, revision
+        )
+
+    def run(self) -> None:
+        """Loop until the role stops."""
+        bell = open_doorbell(self.layout.run)
+        self.role.watch(bell.fileno())
+        self.waiting.restore()
+        with self.inbox:
+            self.role.ready()
+            while not self.role.stopping:
+                if self.role.wait(self._pause_s()):
+                    self._answer_bell(bell)
+                self._turn()
+            self.role.draining()
+        self._empty_journal()
+        self.role.unwatch(bell.fileno())
+        bell.close()
+
+    def _pause_s(self) -> float:
+        look_s = self.waiting.next_look_s()
+        return IDLE_SCAN_S if look_s is None else min(IDLE_SCAN_S, look_s + 0.001)
+
+    def _answer_bell(self, bell: socket.socket) -> None:
+        time.sleep(GATHER_S)
+        _drain(bell)
+
+    def _turn(self) -> None:
+        """Do all that is to do now; a storage that fails is tried again a little later."""
+        if self.role.reload_wanted:
+            self.role.reload_wanted = False
+            self.config = self.inbox.config = self.reload()
+        try:
+            scan = self._settle()
+            version = self.database.data_version()
+            if scan.settled or version != self._seen_version:
+                self._seen_version = version
+                self._start_complete()
+                self._answer_requests()
+            self.inbox.look()
+        except (OSError, sqlite3.Error) as error:
+            self.database.connection.rollback()
+            self._log.error("keeper cannot work now", error=type(error).__name__, reason=_without_path(error))
+            self.role.report(errors=int(str(self.role.counters.get("errors", 0))) + 1)
+            self.role.wait(RETRY_S)
+
+    def _settle(self) -> Scan:
+        while True:
+            began = time.monotonic()
+            scan = self.settler.scan()
+            touched = {placement.series_id for placement in scan.settled}
+            self.waiting.touch(touched)
+            self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
+            if scan.is_whole:
+                for ripe in self.waiting.ripe(began, touched, scan.open_associations, self.config.completion):
+                    self._complete(ripe)
+                return scan
+
+    def _complete(self, ripe: Ripe) -> None:
+        revision, decision = ripe.revision, ripe.decision
+        with self.database.immediate():
+            revisions.complete(self.database, revision, decision.verdict, decision.evidence)
+        self.waiting.leave(revision.id)
+        series = catalog.by_id(self.database, revision.series_id)
+        self._log.info(
+            "series complete",
+            series=series.name,
+            revision=revision.n,
+            verdict=str(decision.verdict),
+            instances=series.instances,
+        )
+        self._start_complete()
+
+    def _start_complete(self) -> None:
+        """Queue or keep each complete revision that nothing holds back."""
+        for revision in revisions.startable(self.database):
+            series = catalog.by_id(self.database, revision.series_id)
+            reason = reason_to_keep(series)
+            with self.database.immediate():
+                if reason:
+                    revisions.keep(self.database, revision, reason)
+                else:
+                    revisions.queue(self.database, revision)
+
+    def _answer_requests(self) -> None:
+        """Carry out what other processes asked the keeper to do on its connection."""
+        for identifier, argument in self.database.execute(
+            "SELECT id, argument FROM requests WHERE ended_at IS NULL AND kind = 'backup'"
+        ).fetchall():
+            error = ""
+            try:
+                copy_to(self.database.connection, Path(argument), between=self._between_backup_steps)
+            except (OSError, sqlite3.Error) as problem:
+                error = f"{type(problem).__name__}: {problem}"
+            with self.database.immediate():
+                self.database.execute(
+                    "UPDATE requests SET ended_at = ?, error = ? WHERE id = ?", (time.time(), error, identifier)
+                )
+
+    def _between_backup_steps(self, _status: int, _remaining: int, _total: int) -> None:
+        self.settler.scan()
+        self.role.report()
+
+    def _empty_journal(self) -> None:
+        """Settle what the receivers left, so that a stopped node has nothing under way."""
+        try:
+            self._settle()
+            self._start_complete()
+        except (OSError, sqlite3.Error) as error:
+            self._log.error("journal not emptied", error=type(error).__name__, reason=_without_path(error))
+
+
+def reason_to_keep(series: catalog.Series) -> str:
+    """Return why nothing is to run for a series, or an empty text."""
+    if series.own_instances:
+        return "own result: made by ctnode, never processed"
+    if not series.ct_instances:
+        return f"not CT: no CT image object, modality {series.modality or 'unknown'}"
+    return ""
+
+
+def _drain(bell: socket.socket) -> None:
+    try:
+        while bell.recv(4096):
+            pass
+    except BlockingIOError:
+        return
+
+
+def _without_path(error: Exception) -> str:
+    """Return an error's words without file names, which may be anything a user chose."""
+    return error.strerror or "" if isinstance(error, OSError) else str(error)

@@ -1,0 +1,140 @@
+"""The revisions that wait for a verdict, on a clock that only runs forward.
+
+Deadlines live in the index in UTC, so that a restart changes nothing; while the keeper runs it waits on the monotonic
+clock, so that a step of the wall clock neither completes a series nor starves it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from ctnode.archive import catalog
+from ctnode.archive.database import Database
+from ctnode.archive.revisions import Revision, get, receiving
+from ctnode.archive.settle import Open
+from ctnode.config import Completion
+from ctnode.flow.completion import Decision, Feeder, Situation, decide
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class _Wait:
+    series_id: int
+    last_arrival: float
+    opened: float
+    look_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ripe:
+    """A revision that got its verdict."""
+
+    revision: Revision
+    decision: Decision
+
+
+class WaitingRoom:
+    """What waits, and when to look again; its cost grows with what waits, not with what has settled."""
+
+    def __init__(self, database: Database, *, monotonic: Clock = time.monotonic, wall: Clock = time.time) -> None:
+        self.database = database
+        self.monotonic = monotonic
+        self.wall = wall
+        self._waits: dict[int, _Wait] = {}
+
+    def restore(self) -> None:
+        """Take over the waits of the index; what remains is never under zero nor over its full length."""
+        now, wall = self.monotonic(), self.wall()
+        for revision in receiving(self.database):
+            remaining_s = min(max(revision.deadline - wall, 0.0), revision.quiet_s)
+            waited_s = max(wall - revision.opened_at, 0.0)
+            self._waits[revision.id] = _Wait(
+                revision.series_id, now + remaining_s - revision.quiet_s, now - waited_s, now + remaining_s
+            )
+            if revision.deadline - wall > revision.quiet_s:
+                with self.database.immediate():
+                    self.database.execute(
+                        "UPDATE revisions SET deadline = ? WHERE id = ?", (wall + revision.quiet_s, revision.id)
+                    )
+
+    def touch(self, series_ids: Iterable[int]) -> None:
+        """Restart the wait of the series that something arrived for."""
+        now = self.monotonic()
+        for series_id in set(series_ids):
+            row = self.database.execute(
+                "SELECT id, quiet_s FROM revisions WHERE series_id = ? AND state = 'RECEIVING'", (series_id,)
+            ).fetchone()
+            if row is None:
+                continue
+            wait = self._waits.get(row[0])
+            opened = now if wait is None else wait.opened
+            self._waits[row[0]] = _Wait(series_id, now, opened, now + row[1])
+
+    def next_look_s(self) -> float | None:
+        """Return the seconds until a wait has to be looked at; None when nothing waits."""
+        if not self._waits:
+            return None
+        return max(0.0, min(wait.look_at for wait in self._waits.values()) - self.monotonic())
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    def ripe(
+        self, scan_began: float, touched: Collection[int], opened: Iterable[Open], settings: Completion
+    ) -> list[Ripe]:
+        """Return the revisions that are complete after a whole scan that began after their deadline.
+
+        Parameters
+        ----------
+        scan_began
+            Monotonic time at which the scan of the journal began.
+        touched
+            Series for which that scan found something.
+        opened
+            Associations that are still open.
+        """
+        ripe = []
+        by_id = {association.association_id: association for association in opened}
+        for revision_id, wait in list(self._waits.items()):
+            if wait.look_at > scan_began or wait.series_id in touched:
+                continue
+            revision = get(self.database, revision_id)
+            decision = decide(
+                self._situation(revision, wait, by_id),
+                max_wait_s=settings.max_wait_s,
+                association_hold_s=settings.association_hold_s,
+            )
+            if isinstance(decision, Decision):
+                ripe.append(Ripe(revision, decision))
+            else:
+                wait.look_at = self.monotonic() + decision.seconds
+        return ripe
+
+    def leave(self, revision_id: int) -> None:
+        """Forget a revision that got its verdict."""
+        self._waits.pop(revision_id, None)
+
+    def _situation(self, revision: Revision, wait: _Wait, opened: dict[int, Open]) -> Situation:
+        now, wall = self.monotonic(), self.wall()
+        feeders, aborted = [], 0
+        for association_id, last_arrival, how in self.database.execute(
+            "SELECT fed.association_id, fed.last_arrival, a.how FROM association_series AS fed"
+            " JOIN associations AS a ON a.id = fed.association_id WHERE fed.series_id = ?",
+            (revision.series_id,),
+        ).fetchall():
+            aborted += how in {"aborted", "lost"}
+            association = opened.get(association_id)
+            if association is not None:
+                silent_s = max(0.0, wall - association.last_arrival)
+                feeders.append(Feeder(silent_s, association.is_storing, association.last_arrival - last_arrival))
+        return Situation(
+            silent_s=now - wait.last_arrival,
+            waited_s=now - wait.opened,
+            quiet_s=revision.quiet_s,
+            feeders=tuple(feeders),
+            aborted=aborted,
+            positions_mm=tuple(catalog.slice_positions_mm(self.database, revision.series_id)),
+        )
