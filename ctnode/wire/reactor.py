@@ -1,0 +1,495 @@
+"""pynetdicom made event-driven: the thread of an association drives its state machine itself.
+
+Stock pynetdicom runs two threads for each association, and both poll. Here one thread waits for the socket and for a
+wake-up descriptor, and calls the state machine of pynetdicom for all that concerns the association (PS3.8 9.2):
+negotiation, release, abort, and every service but C-STORE. P-DATA of an established association goes to
+``ctnode.wire.messages`` straight from the buffer.
+
+``send_*`` works on an accepted association from any thread and from a handler: another thread queues its primitives and
+wakes this one; a handler that waits for a response pumps the connection meanwhile. Responses and requests of the peer
+are kept apart, so that neither is taken for the other.
+
+What this relies on in pynetdicom 3.0 is written down in ``tests/unit/test_pynetdicom_private.py``.
+"""
+
+from __future__ import annotations
+
+import queue
+import struct
+import threading
+import time
+from collections import deque
+from typing import Any, Final, Protocol, cast
+
+from pynetdicom import evt
+from pynetdicom.acse import ACSE
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import InvalidEventError
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
+from pynetdicom.transport import AddressInformation, AssociationSocket
+
+from ctnode.archive.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from ctnode.ops import log
+from ctnode.wire.command import Command, Malformed, command_pdus, store_response
+from ctnode.wire.contexts import Supported, needed_contexts
+from ctnode.wire.messages import Assembler, Store, TooMuch
+from ctnode.wire.peers import CONGESTED, Reject
+from ctnode.wire.stream import Filled, Stream
+from ctnode.words import StorageError
+
+ASSOCIATE_LIMIT_BYTES: Final = 1 << 20
+CONTROL_LIMIT_BYTES: Final = 1 << 10
+WAITING_REQUESTS: Final = 32
+LINGER_S: Final = 5.0
+
+_PDU_HEADER: Final = struct.Struct(">BBL")
+_A_ASSOCIATE_RQ: Final = 0x01
+_P_DATA_TF: Final = 0x04
+_KNOWN_PDUS: Final = range(0x01, 0x08)
+_ESTABLISHED: Final = "Sta6"
+_CLOSING: Final = "Sta13"
+_TRANSPORT_CLOSED: Final = "Evt17"
+_ARTIM_EXPIRED: Final = "Evt18"
+_INVALID_PDU: Final = "Evt19"
+
+
+class Session(Store, Protocol):
+    """What the services of the node do for one association."""
+
+    how: str
+
+    def admit(self, calling_ae: str, called_ae: str) -> Reject | None:
+        """Decide on the association; None is a yes."""
+
+    def open(self, association: SyncAssociation) -> None:
+        """Write down what was negotiated, before it is answered; raises StorageError if that cannot be kept."""
+
+    def close(self, how: str) -> None:
+        """Write down how it ended; the first call counts."""
+
+
+class SyncDimse(DIMSEServiceProvider):
+    """Messages of an association; responses wait in pynetdicom's queue, requests of the peer beside it."""
+
+    def __init__(self, assoc: SyncAssociation) -> None:
+        super().__init__(assoc)
+        self.requests: deque[tuple[int, Any]] = deque()
+        self._sending = threading.Lock()
+
+    def take_fragment(self, context_id: int, data: bytes) -> None:
+        """Take a fragment of a message that is no C-STORE request."""
+        primitive = P_DATA()
+        primitive.presentation_data_value_list = [[context_id, data]]  # type: ignore[list-item]
+        self.receive_primitive(primitive)
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Decode what is complete; whatever pynetdicom cannot decode ends the association."""
+        if self.message is None:
+            self.message = DIMSEMessage()
+        try:
+            if not self.message.decode_msg(primitive, self.assoc):
+                return
+            message = self.message.message_to_primitive()
+        except Exception as error:
+            # The decoder of pynetdicom raises whatever hostile bytes make it raise.
+            raise Malformed("the message cannot be decoded") from error
+        context_id = cast(int, self.message.context_id)
+        self.message = None
+        if isinstance(message, C_CANCEL):
+            if len(self.cancel_req) < WAITING_REQUESTS:
+                self.cancel_req[cast(int, message.MessageIDBeingRespondedTo)] = message
+        elif message.MessageIDBeingRespondedTo is not None:
+            self.msg_queue.put((context_id, message))
+        elif len(self.requests) >= WAITING_REQUESTS:
+            raise TooMuch("too many requests wait for an answer")
+        else:
+            self.requests.append((context_id, message))
+
+    def get_msg(self, block: bool = False) -> Any:
+        """Return the next response; in the association's own thread the connection is driven while waiting."""
+        dul = cast(SyncDul, self.dul)
+        if block and dul.is_own_thread:
+            dul.pump_until(lambda: not self.msg_queue.empty(), self.dimse_timeout)
+            return super().get_msg(block=False)
+        return super().get_msg(block)
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Queue all PDUs of a message together, whichever threads send."""
+        with self._sending:
+            super().send_msg(primitive, context_id)
+
+    def answer_store(self, context_id: int, command: Command, status: int, comment: str) -> None:
+        """Send a C-STORE-RSP without the detour over primitives."""
+        with self._sending:
+            dul = cast(SyncDul, self.dul)
+            dul.flush()
+            dul.send_bytes(command_pdus(context_id, store_response(command, status, comment), self.maximum_pdu_size))
+
+
+class SyncSocket(AssociationSocket):
+    """The transport of pynetdicom over a stream."""
+
+    def __init__(self, assoc: SyncAssociation, stream: Stream, timeout_s: float) -> None:
+        super().__init__(assoc, client_socket=stream.connection)
+        self._stream = stream
+        self._timeout_s = timeout_s
+
+    def send(self, bytestream: bytes) -> None:
+        """Send, or tell the state machine that the connection is gone."""
+        try:
+            self._stream.send(bytestream, time.monotonic() + self._timeout_s)
+        except OSError:
+            cast(SyncDul, self.assoc.dul).is_lost = True
+            self.event_queue.put(_TRANSPORT_CLOSED)
+
+
+class SyncDul(DULServiceProvider):
+    """The upper layer without a thread of its own.
+
+    Parameters
+    ----------
+    assoc
+        The association.
+    stream
+        Its connection.
+    max_pdu_bytes
+        What the peer is told it may send in one PDU.
+    idle_timeout_s
+        Seconds from one whole PDU to the next.
+    """
+
+    def __init__(self, assoc: SyncAssociation, stream: Stream, max_pdu_bytes: int, idle_timeout_s: float) -> None:
+        super().__init__(assoc)
+        self.stream = stream
+        self.assembler: Assembler | None = None
+        self.is_lost = False
+        self._max_pdu_bytes = max_pdu_bytes
+        self._idle_timeout_s = idle_timeout_s
+        self._active_at_s = time.monotonic()
+        self._own_thread = 0
+
+    @property
+    def is_own_thread(self) -> bool:
+        """Return whether the caller is the thread that drives this association."""
+        return threading.get_ident() == self._own_thread
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the state machine is idle again, or on its way there."""
+        return self._kill_thread or self.state_machine.current_state in ("Sta1", _CLOSING)
+
+    def adopt_thread(self) -> None:
+        """Make the calling thread the one that drives."""
+        self._own_thread = threading.get_ident()
+
+    def touch(self) -> None:
+        """Begin the silence that ``idle_timeout_s`` limits anew: the node itself was busy."""
+        self._active_at_s = time.monotonic()
+
+    def is_alive(self) -> bool:
+        """Return False: there is no thread that pynetdicom would have to wait for."""
+        return False
+
+    def send_pdu(self, primitive: Any) -> None:
+        """Queue a primitive; the association's own thread sends it at once, others wake that thread."""
+        super().send_pdu(primitive)
+        if self.is_own_thread:
+            self.flush()
+        else:
+            self.stream.wake()
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send encoded PDUs as they are."""
+        if self.socket is not None and not self.is_over:
+            self.socket.send(data)
+            self.flush()
+
+    def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
+        """Return what the peer asks of the association; the own thread drives the connection while waiting."""
+        if wait and self.is_own_thread:
+            self.pump_until(lambda: not self.to_user_queue.empty(), timeout)
+            wait = False
+        return super().receive_pdu(wait, timeout)
+
+    def pump_until(self, condition: Any, timeout_s: float | None) -> None:
+        """Drive the connection until the condition holds, the time is over, or the association is."""
+        deadline_s = time.monotonic() + (self._idle_timeout_s if timeout_s is None else timeout_s)
+        self.flush()
+        while not condition() and not self.is_over:
+            if not self.step(deadline_s):
+                return
+
+    def flush(self) -> None:
+        """Let the state machine act on everything that waits."""
+        while not self._kill_thread:
+            try:
+                event = self.event_queue.get_nowait()
+            except queue.Empty:
+                if not self._process_recv_primitive():
+                    return
+                continue
+            self._act(event)
+
+    def _act(self, event: str) -> None:
+        try:
+            self.state_machine.do_action(event)
+        except InvalidEventError:
+            # A primitive that came too late, such as an answer to a peer that has gone; the peer's own events fit all
+            # states in which there is a connection.
+            if not self.to_provider_queue.empty():
+                self.to_provider_queue.get_nowait()
+        except Exception as error:  # noqa: BLE001 - pynetdicom raises whatever hostile bytes make it raise
+            log.get().warning("association failed", error=type(error).__name__, step=event)
+            if event == _INVALID_PDU:
+                self._kill_thread = True
+            else:
+                self._kill_thread = False
+                self.event_queue.put(_INVALID_PDU)
+
+    def step(self, deadline_s: float | None = None) -> bool:
+        """Handle one PDU, or wait for more bytes.
+
+        Parameters
+        ----------
+        deadline_s
+            On the monotonic clock; never later than the idle time-out.
+
+        Returns
+        -------
+        bool
+            False if the deadline passed.
+        """
+        self.flush()
+        if self._kill_thread or self._take_pdu():
+            return True
+        idle_s = self._active_at_s + self._idle_timeout_s
+        outcome = self.stream.fill(idle_s if deadline_s is None else min(deadline_s, idle_s))
+        if outcome is Filled.CLOSED:
+            self.is_lost = True
+            self.cut(_TRANSPORT_CLOSED)
+        return outcome is not Filled.EXPIRED
+
+    def refuse(self) -> None:
+        """Tell the state machine that the peer sent what cannot be (PS3.8 Table 9-10, Evt19)."""
+        self.stream.consume(self.stream.available_bytes)
+        self.cut(_INVALID_PDU)
+
+    def _take_pdu(self) -> bool:
+        """Handle the PDU at the start of the buffer if it is whole; nothing is buffered beyond the limits."""
+        stream = self.stream
+        if stream.available_bytes < _PDU_HEADER.size:
+            stream.require(_PDU_HEADER.size)
+            return False
+        kind, _reserved, length = _PDU_HEADER.unpack_from(stream.view, stream.start)
+        if kind not in _KNOWN_PDUS or length > self._limit_bytes(kind):
+            self.refuse()
+            return True
+        whole = _PDU_HEADER.size + length
+        if stream.available_bytes < whole:
+            stream.require(whole)
+            return False
+        pdu = stream.view[stream.start : stream.start + whole]
+        self._active_at_s = time.monotonic()
+        try:
+            if kind == _P_DATA_TF and self.assembler is not None and self.state_machine.current_state == _ESTABLISHED:
+                self.assembler.take(pdu[_PDU_HEADER.size :])
+                self._active_at_s = time.monotonic()
+            else:
+                self._decode(pdu)
+        except (Malformed, TooMuch):
+            self.refuse()
+            return True
+        stream.consume(whole)
+        self.flush()
+        return True
+
+    def _limit_bytes(self, kind: int) -> int:
+        if kind == _P_DATA_TF:
+            return self._max_pdu_bytes
+        return ASSOCIATE_LIMIT_BYTES if kind == _A_ASSOCIATE_RQ else CONTROL_LIMIT_BYTES
+
+    def _decode(self, pdu: memoryview) -> None:
+        try:
+            decoded, event = self._decode_pdu(bytearray(pdu))
+        except Exception as error:
+            # The decoder of pynetdicom raises whatever hostile bytes make it raise.
+            raise Malformed("the PDU cannot be decoded") from error
+        self._recv_pdu.put(decoded)
+        self.event_queue.put(event)
+
+    def cut(self, event: str) -> None:
+        """Let the state machine know of a time-out or a lost connection."""
+        self.event_queue.put(event)
+        self.flush()
+
+
+class SyncAcse(ACSE):
+    """Negotiation that writes down its result before the peer learns it."""
+
+    def send_accept(self) -> None:
+        """Open the journal, then accept; an error of the journal leaves the request unanswered yet."""
+        association = cast(SyncAssociation, self.assoc)
+        association.session.open(association)
+        super().send_accept()
+
+
+class _Checkpoint(threading.Event):
+    """pynetdicom's pause button; letting go of it wakes the thread that has requests waiting."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def set(self) -> None:
+        super().set()
+        self._stream.wake()
+
+
+_DEFAULT_HANDLERS: Final = {event: (evt.get_default_handler(event), None) for event in evt._INTERVENTION_EVENTS}  # noqa: SLF001
+
+
+class SyncAssociation(Association):
+    """One accepted association; ``start()`` runs it in its own thread until it is over.
+
+    Parameters
+    ----------
+    ae
+        The local application entity.
+    stream
+        The accepted connection.
+    session
+        What the node does with it.
+    supported
+        Presentation contexts by abstract syntax.
+    max_pdu_bytes, request_timeout_s, idle_timeout_s
+        As configured for the receiver.
+    """
+
+    def __init__(
+        self,
+        ae: ApplicationEntity,
+        stream: Stream,
+        session: Session,
+        supported: Supported,
+        *,
+        max_pdu_bytes: int,
+        request_timeout_s: float,
+        idle_timeout_s: float,
+    ) -> None:
+        super().__init__(ae, "acceptor")
+        self.session = session
+        self.stream = stream
+        self._supported = supported
+        self._request_timeout_s = request_timeout_s
+        self._drain_wanted = False
+        self.acse: SyncAcse = SyncAcse(self)
+        self.dul: SyncDul = SyncDul(self, stream, max_pdu_bytes, idle_timeout_s)
+        self.dimse: SyncDimse = SyncDimse(self)
+        self.dul.assembler = Assembler(
+            session, lambda number: number in self._accepted_cx, self.dimse.answer_store, self.dimse.take_fragment
+        )
+        self.dul.artim_timer.timeout = request_timeout_s
+        self.dul.socket = SyncSocket(self, stream, idle_timeout_s)
+        self._reactor_checkpoint = _Checkpoint(stream)
+        self._reactor_checkpoint.set()
+        # The reactor never takes what a sending thread waits for, so there is nothing to pause.
+        self._is_paused = True
+        self.acceptor.maximum_length = max_pdu_bytes
+        self.acceptor.ae_title = ae.ae_title
+        self.acceptor.implementation_class_uid = IMPLEMENTATION_CLASS_UID  # type: ignore[assignment]
+        self.acceptor.implementation_version_name = IMPLEMENTATION_VERSION
+        self.acceptor.address_info = _address(stream.connection.getsockname())
+        self.requestor.address_info = _address(stream.connection.getpeername())
+
+    def _bind_defaults(self) -> None:
+        self._handlers.update(_DEFAULT_HANDLERS)
+
+    def drain(self) -> None:
+        """Abort the association soon; safe from any thread."""
+        self._drain_wanted = True
+        self.stream.wake()
+
+    def run_reactor(self) -> None:
+        """Negotiate, serve, end, and leave nothing open."""
+        self.dul.adopt_thread()
+        try:
+            self._negotiate()
+            if self.is_established:
+                self._run_reactor()
+        finally:
+            # What has begun and not ended is discarded before the end is written down.
+            self.session.close("lost")
+            if self.dul.state_machine.current_state == _CLOSING:
+                self.stream.linger(time.monotonic() + LINGER_S)
+                self.dul.cut(_TRANSPORT_CLOSED)
+            self.stream.close()
+
+    def _negotiate(self) -> None:
+        request = self.dul.receive_pdu(wait=True, timeout=self._request_timeout_s)
+        if not isinstance(request, A_ASSOCIATE):
+            if not self.dul.is_over:
+                self.dul.cut(_ARTIM_EXPIRED)
+            return
+        self.requestor.primitive = request
+        rejection = self.session.admit(str(request.calling_ae_title), str(request.called_ae_title))
+        if rejection is None:
+            proposed = request.presentation_context_definition_list
+            self.acceptor._contexts = needed_contexts(self._supported, proposed)  # noqa: SLF001 - no copy, no lock
+            try:
+                self.acse.negotiate_association()
+            except StorageError:
+                rejection = CONGESTED
+        if rejection is not None:
+            self.session.close("rejected")
+            self.acse.send_reject(rejection.result, rejection.source, rejection.reason)
+
+    def _run_reactor(self) -> None:
+        while True:
+            if self._drain_wanted:
+                self._end("drained")
+                self.acse.send_abort(0x00)
+                return
+            if not self.dul.step():
+                self._end("lost")
+                self.acse.send_abort(0x02)
+                return
+            if self._reactor_checkpoint.is_set() and self._serve_waiting():
+                return
+            if self._kill or self.is_aborted or self.dul.is_over:
+                # Whatever was sent last, such as the A-ABORT of abort(), is on its way.
+                self.dul.flush()
+                self._end("lost" if self.dul.is_lost else "aborted")
+                return
+
+    def _serve_waiting(self) -> bool:
+        """Serve what the peer asked; True if it was released."""
+        while self.dimse.requests and not self.dul.is_over:
+            context_id, request = self.dimse.requests.popleft()
+            self._serve_request(request, context_id)
+            self._is_paused = True
+            self.dul.touch()
+        if self.acse.is_release_requested():
+            # The end is in the journal before the peer knows that it may go.
+            self._end("released")
+            self.acse.send_release(is_response=True)
+            self.is_released = True
+            return True
+        return False
+
+    def _end(self, how: str) -> None:
+        self.is_established = False
+        self.session.close(how)
+
+
+def _address(name: Any) -> AddressInformation:
+    # An address needs no look-up, so the setter of AddressInformation, which makes one, is passed by.
+    information = AddressInformation.__new__(AddressInformation)
+    information._addr = str(name[0])  # noqa: SLF001
+    information.port = int(name[1])
+    information.flowinfo, information.scope_id = (name[2], name[3]) if len(name) == 4 else (0, 0)
+    return information

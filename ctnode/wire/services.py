@@ -1,0 +1,269 @@
+"""What the node answers: every instance with a status of its own, and 0000H only for what is kept (PS3.4 B.2.3)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from ctnode.archive.doorbell import Doorbell
+from ctnode.archive.header import uid
+from ctnode.archive.spool import Incoming, Journal, Opened, Spool
+from ctnode.config import Config
+from ctnode.ops import log
+from ctnode.wire.command import COMMENT_LIMIT, Command
+from ctnode.wire.messages import TooMuch
+from ctnode.wire.peers import CONGESTED, TOO_MANY, Admit, CachedResolver, Reject, decide, parse_address
+from ctnode.words import BadInstance, CtnodeError, DimseStatus, StorageError
+
+if TYPE_CHECKING:
+    from ctnode.wire.reactor import SyncAssociation
+
+_MEGABYTE: Final = 1 << 20
+# What is refused is read to its end, so that the association lives; but not without end.
+_DRAIN_FACTOR: Final = 2
+
+
+@dataclass
+class Tally:
+    """What a receiver process counted; added to from the threads of its associations."""
+
+    instances: Counter[str] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
+    bytes_kept: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def count_instance(self, status: int, kept_bytes: int) -> None:
+        """Count one answer."""
+        with self._lock:
+            self.instances[f"{status:04X}"] += 1
+            self.bytes_kept += kept_bytes
+
+    def count_end(self, how: str) -> None:
+        """Count one association by how it ended."""
+        with self._lock:
+            self.ended[how] += 1
+
+    def as_json(self) -> dict[str, object]:
+        """Return the counters as they stand."""
+        with self._lock:
+            return {"instances": dict(self.instances), "ended": dict(self.ended), "bytes": self.bytes_kept}
+
+
+@dataclass
+class Shared:
+    """What all associations of one process share; ``config`` and ``storage_fault`` change while it runs."""
+
+    config: Config
+    listening_address: str
+    spool: Spool
+    doorbell: Doorbell
+    tally: Tally = field(default_factory=Tally)
+    resolver: CachedResolver = field(default_factory=CachedResolver)
+    storage_fault: str = ""
+
+    def apply(self, config: Config) -> None:
+        """Take over a configuration; associations that are open keep their time-outs."""
+        self.config = config
+        self.spool.reserve_bytes = config.storage.reserve_mb * _MEGABYTE
+        self.spool.reserve_inodes = config.storage.reserve_inodes
+
+
+class NodeSession:
+    """One association: who it is, its journal, and the instance that is on its way.
+
+    Parameters
+    ----------
+    shared
+        What the process shares.
+    peer_name, own_name
+        ``getpeername()`` and ``getsockname()`` of the connection.
+    over_limit
+        Whether there are too many associations already: it is rejected properly.
+    """
+
+    def __init__(
+        self, shared: Shared, peer_name: tuple[str, int], own_name: tuple[str, int], *, over_limit: bool
+    ) -> None:
+        self.how = ""
+        self.peer: str | None = None
+        self.calling_ae = ""
+        self.called_ae = ""
+        self._shared = shared
+        self._peer_host = str(parse_address(peer_name[0]))
+        self._peer_address = _join(peer_name)
+        self._own_address = _join(own_name)
+        self._over_limit = over_limit
+        self._journal: Journal | None = None
+        self._syntaxes: dict[int, str] = {}
+        self._instances: Counter[str] = Counter()
+        self._reason = ""
+        self._originators: set[str] = set()
+        self._started_s = time.monotonic()
+        self._incoming: Incoming | None = None
+        self._fault: CtnodeError | None = None
+        self._taken_bytes = 0
+        self._limit_bytes = 0
+
+    # ------------------------------------------------------------------------------------------ association
+
+    def admit(self, calling_ae: str, called_ae: str) -> Reject | None:
+        """Decide on the association and remember why not."""
+        self.calling_ae, self.called_ae = calling_ae.strip(), called_ae.strip()
+        shared = self._shared
+        decision = decide(
+            calling_ae=calling_ae,
+            called_ae=called_ae,
+            peer_address=self._peer_host,
+            listening_address=shared.listening_address,
+            config=shared.config,
+            resolve=shared.resolver,
+        )
+        if isinstance(decision, Admit):
+            self.peer = decision.peer
+            if self._over_limit:
+                decision = TOO_MANY
+            elif shared.storage_fault:
+                decision = CONGESTED
+                self._reason = shared.storage_fault
+        if isinstance(decision, Reject):
+            self._reason = self._reason or decision.why
+            return decision
+        return None
+
+    def open(self, association: SyncAssociation) -> None:
+        """Open the journal with what was negotiated.
+
+        Raises
+        ------
+        StorageError
+            If there is no room or the storage does not take it.
+        """
+        self._syntaxes = {
+            int(context.context_id or 0): str(context.transfer_syntax[0]) for context in association.accepted_contexts
+        }
+        opened = Opened(
+            door="network",
+            calling_ae=self.calling_ae,
+            called_ae=self.called_ae,
+            peer_address=self._peer_address,
+            own_address=self._own_address,
+            accepted=tuple((str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts),
+            refused=tuple((str(c.abstract_syntax), str(c.result)) for c in association.rejected_contexts),
+        )
+        try:
+            self._journal = self._shared.spool.open_association(opened)
+        except StorageError as error:
+            self._reason = error.message
+            raise
+
+    def close(self, how: str) -> None:
+        """Discard what has not ended, end the journal, and say so once."""
+        if self.how:
+            return
+        self.how = how
+        self._discard()
+        if self._journal is not None:
+            self._journal.close(how)
+            self._shared.doorbell.ring()
+        self._shared.tally.count_end(how)
+        log.get().info(
+            "association ended",
+            state=how,
+            reason=self._reason or None,
+            peer=self.peer,
+            address=self._peer_address,
+            calling_ae=self.calling_ae,
+            called_ae=self.called_ae,
+            association=self._journal.name if self._journal else None,
+            instances=dict(self._instances),
+            seconds=round(time.monotonic() - self._started_s, 3),
+        )
+
+    # ---------------------------------------------------------------------------------------------- C-STORE
+
+    def begin(self, command: Command, context_id: int) -> None:
+        """Begin one instance; what cannot be kept is remembered and answered at its end."""
+        self._fault = None
+        self._taken_bytes = 0
+        self._limit_bytes = self._shared.config.receiver.max_object_mb * _MEGABYTE
+        assert self._journal is not None
+        try:
+            self._note_originator(command)
+            self._incoming = self._journal.receive(
+                transfer_syntax=self._syntaxes[context_id],
+                sop_class=uid(command.sop_class),
+                sop_instance=uid(command.sop_instance),
+            )
+        except CtnodeError as error:
+            self._fault = error
+
+    def write(self, fragment: memoryview) -> None:
+        """Take a piece of the data set, or throw it away after a fault.
+
+        Raises
+        ------
+        TooMuch
+            If the peer goes on far beyond the largest object that is taken.
+        """
+        self._taken_bytes += len(fragment)
+        if self._taken_bytes > self._limit_bytes:
+            if self._taken_bytes > _DRAIN_FACTOR * self._limit_bytes:
+                raise TooMuch("the data set does not end")
+            if self._fault is None:
+                self._fail(BadInstance("the data set is larger than receiver.max_object_mb"))
+        if self._incoming is None:
+            return
+        try:
+            self._incoming.write(fragment)
+        except StorageError as error:
+            self._fail(error)
+
+    def finish(self) -> tuple[int, str]:
+        """End the instance: success only after ``Incoming.commit()`` returned."""
+        kept_bytes = 0
+        if self._incoming is not None:
+            try:
+                kept_bytes = self._incoming.commit().size_bytes
+            except CtnodeError as error:
+                self._fail(error)
+            except Exception as error:  # noqa: BLE001 - one instance that breaks our own scanner costs itself only
+                log.get().error("instance failed", exception=type(error).__name__, address=self._peer_address)
+                self._fail(CtnodeError("the node failed on this instance"))
+        self._incoming = None
+        fault = self._fault
+        status = int(fault.dimse_status) if fault else int(DimseStatus.SUCCESS)
+        self._instances[f"{status:04X}"] += 1
+        self._shared.tally.count_instance(status, kept_bytes)
+        if fault is None:
+            self._shared.doorbell.ring()
+            return status, ""
+        log.get().warning("instance refused", status=f"{status:04X}", error=fault.message, address=self._peer_address)
+        return status, fault.message[:COMMENT_LIMIT]
+
+    def _note_originator(self, command: Command) -> None:
+        """Write down who asked the sender by C-MOVE (PS3.7 9.1.1.1.6); once for each of its requests."""
+        if not command.move_originator:
+            return
+        key = f"{command.move_originator}\0{command.move_message_id}"
+        if key in self._originators:
+            return
+        assert self._journal is not None
+        self._journal.notice("move", {"originator": command.move_originator, "message_id": command.move_message_id})
+        self._originators.add(key)
+
+    def _fail(self, error: CtnodeError) -> None:
+        self._fault = error
+        self._discard()
+
+    def _discard(self) -> None:
+        if self._incoming is not None:
+            self._incoming.discard()
+            self._incoming = None
+
+
+def _join(name: tuple[str, int]) -> str:
+    host = str(parse_address(name[0]))
+    return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
