@@ -1,0 +1,117 @@
+"""The body on the work grid: what is patient, what is air inside the patient, and the threshold between the two.
+
+Table, clothes and blankets are thin or apart: an opening and the largest 3-D component drop them. Air is inside when an
+axial plane of the body encloses it; where the field of view cuts the chest, what touches the cut counts as inside only
+if it looks like lung, because padding and room air are never part of a patient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import cc3d
+import edt
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ctnode.ct.coarse import Coarse, Mask
+
+TISSUE_HU: Final = -500
+OPENING_MM: Final = 3.0
+# Room air measures -1000 +- 20 HU on a calibrated scanner; even emphysema with its vessels is mostly denser than this.
+ROOM_AIR_HU: Final = -970
+THRESHOLD_LIMITS_HU: Final = (-600.0, -300.0)
+_IN_PLANE: Final = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], dtype=bool)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Body:
+    """What belongs to the patient.
+
+    Parameters
+    ----------
+    tissue
+        ``(s, p, l)`` bool, everything denser than lung.
+    inside
+        ``(s, p, l)`` bool, air that the tissue encloses.
+    cut
+        ``(s, p, l)`` bool, the part of ``inside`` that touches padding or the edge of the field of view.
+    """
+
+    tissue: Mask
+    inside: Mask
+    cut: Mask
+
+
+def find_body(coarse: Coarse) -> Body | None:
+    """Return the body, or None where no tissue survives the opening (air, a single wire phantom)."""
+    tissue = (coarse.hu > TISSUE_HU) & ~coarse.outside
+    spacing = coarse.spacing_mm
+    reach = max(OPENING_MM, 1.01 * max(spacing[1:]))
+    core = edt.edt(tissue, anisotropy=spacing, black_border=False, parallel=2) > reach
+    if not core.any():
+        return None
+    core = cc3d.largest_k(core, k=1, connectivity=6, binary_image=True).astype(bool)
+    # What the opening took from the body's own surface comes back: walls may be thinner than the ball.
+    near = edt.edt(~core, anisotropy=spacing, black_border=False, parallel=2) <= 2.0 * reach
+    tissue &= near
+    inside, cut = _enclosed(coarse, tissue)
+    return Body(tissue=tissue, inside=inside, cut=cut)
+
+
+def _enclosed(
+    coarse: Coarse,
+    tissue: Mask,
+    *,
+    lung_fraction: float = 0.6,
+    largest_edge_fraction: float = 0.35,
+    smallest_cut_cm2: float = 5.0,
+) -> tuple[Mask, Mask]:
+    """Return the air that ``tissue`` encloses in axial planes and where the field of view cuts it, ``(s, p, l)``."""
+    air = ~tissue & ~coarse.outside
+    regions, count = ndimage.label(air, structure=_IN_PLANE)
+    # The edge of the field of view: the border of the image, and all that is next to padding within the plane.
+    edge = ndimage.binary_dilation(coarse.outside, structure=_IN_PLANE)
+    edge[:, [0, -1], :] = True
+    edge[:, :, [0, -1]] = True
+    edge &= air
+
+    def voxels(mask: Mask) -> npt.NDArray[np.int64]:
+        return np.bincount(regions[mask], minlength=count + 1)
+
+    # A chest cut by the field of view: a large region, mostly lung, with a wall of tissue round most of it. The foam of
+    # a couch has the density of emphysema, but no such wall.
+    sizes, at_edge = voxels(air), voxels(edge)
+    wall = voxels(air & ndimage.binary_dilation(tissue, structure=_IN_PLANE))
+    cut_lung = voxels(air & (coarse.hu > ROOM_AIR_HU)) > lung_fraction * sizes
+    cut_lung &= at_edge <= largest_edge_fraction * (at_edge + wall)
+    cut_lung &= sizes * (coarse.spacing_mm[1] * coarse.spacing_mm[2] / 100.0) >= smallest_cut_cm2
+    enclosed = (at_edge == 0) | cut_lung
+    enclosed[0] = False
+    inside: Mask = enclosed[regions]
+    return inside, inside & edge
+
+
+def air_threshold_hu(coarse: Coarse, body: Body) -> tuple[float, bool]:
+    """Return the threshold between air and tissue of this scan, and whether it had to be clamped.
+
+    Iterates to the middle between the means of both sides (Hu, Hoffman, Reinhardt, IEEE TMI 20:490, 2001).
+    """
+    values = np.clip(coarse.hu[body.tissue | body.inside], -1024, 200)
+    histogram = np.bincount(values.astype(np.int32) + 1024, minlength=1225).astype(np.float64)
+    levels = np.arange(-1024.0, 201.0)
+    weights, sums = np.cumsum(histogram), np.cumsum(histogram * levels)
+    threshold = float(TISSUE_HU)
+    for _ in range(50):
+        index = int(np.clip(threshold + 1024.0, 0, len(levels) - 2))
+        below, above = weights[index], weights[-1] - weights[index]
+        if below == 0.0 or above == 0.0:
+            break
+        middle = (sums[index] / below + (sums[-1] - sums[index]) / above) / 2.0
+        if abs(middle - threshold) < 0.5:
+            break
+        threshold = middle
+    low, high = THRESHOLD_LIMITS_HU
+    return float(min(max(threshold, low), high)), not low <= threshold <= high
