@@ -1,10 +1,9 @@
-"""The associations of one process: started on accepted connections, drained together."""
+"""The associations of one process: started on accepted connections, ended together."""
 
 from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -19,6 +18,8 @@ from ctnode.wire.stream import Stream
 _PDU_HEADER_BYTES: Final = 6
 # Connections are counted where they are accepted; pynetdicom's own count is not to interfere.
 _NO_LIMIT: Final = 1 << 30
+# An abort is answered by the peer's close; who does not answer is cut after the reactor's own time to linger.
+_PATIENCE_S: Final = 8.0
 
 
 class _HostedAssociation(SyncAssociation):
@@ -94,18 +95,16 @@ class Host:
         association.start()
         return association
 
-    def drain(self, seconds: float) -> None:
-        """Let open associations finish; abort what is left and wait until it is written down."""
-        self.wait_until_idle(seconds)
+    def abort_all(self) -> None:
+        """Abort what is open, and wait until it is written down."""
         for association in self.associations:
             association.drain()
         self.wait_until_idle(_PATIENCE_S)
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Wait until no association is open; False if the time is over first."""
-        deadline_s = time.monotonic() + seconds
         with self._changed:
-            return self._changed.wait_for(lambda: not self._open, max(0.0, deadline_s - time.monotonic()))
+            return self._changed.wait_for(lambda: not self._open, seconds)
 
     def _done(self, association: SyncAssociation) -> None:
         with self._changed:
@@ -116,7 +115,3 @@ class Host:
     def _tell(self) -> None:
         if self._on_ended is not None:
             self._on_ended()
-
-
-# An abort is answered by a peer's close; who does not answer is cut after the reactor's own time to linger.
-_PATIENCE_S: Final = 8.0

@@ -1,0 +1,272 @@
+"""The ``receive`` role: owns the listening socket and passes accepted connections to receiver children.
+
+One process accepts, so that the limit counts over all of them, and so that a child that dies takes neither the port nor
+the connections of the others with it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ctnode.archive.layout import Layout
+from ctnode.archive.spool import Spool
+from ctnode.config import Config
+from ctnode.ops import durable, log
+from ctnode.ops.role import Role
+from ctnode.wire import channel
+from ctnode.wire.children import RESTART_WAIT_S, Child, Totals
+from ctnode.wire.listener import open_listener
+from ctnode.wire.receiver import ORPHAN_DRAIN_S, allow_descriptors
+from ctnode.words import CtnodeError, ExitCode, StorageError
+
+LOCK_NAME: Final = "receive.lock"
+# Peers over the limit are told so, up to here; beyond, closing the connection costs less than an answer.
+REJECTED_AT_ONCE: Final = 64
+_ACCEPTED_AT_ONCE: Final = 64
+_TICK_S: Final = 1.0
+# What a child needs after its drain: to abort what is left, write it down, and end.
+_CHILD_END_S: Final = 12.0
+
+
+def receive(config: Config, role: Role, *, reload: Callable[[], Config] | None = None) -> int:
+    """Run the ``receive`` role until it is told to stop.
+
+    Parameters
+    ----------
+    config
+        The configuration; the folders of its root exist.
+    role
+        The entered role of this process.
+    reload
+        Returns the configuration anew on SIGHUP (default: SIGHUP changes nothing).
+
+    Returns
+    -------
+    int
+        The exit code: 0.
+
+    Raises
+    ------
+    ConfigError
+        If the node may be reached by others and nothing says who may send.
+    Unavailable
+        If another process receives for this root, or the port is taken.
+    """
+    layout = Layout(config.root, config.results)
+    held = durable.lock(layout.run / LOCK_NAME, owner="receiver")
+    try:
+        listener = open_listener(config)
+        try:
+            return _Acceptor(config, role, layout, listener, reload).run()
+        finally:
+            listener.close()
+    finally:
+        os.close(held)
+
+
+class _Acceptor:
+    """The loop of the role."""
+
+    def __init__(
+        self,
+        config: Config,
+        role: Role,
+        layout: Layout,
+        listener: socket.socket,
+        reload: Callable[[], Config] | None,
+    ) -> None:
+        self._config = config
+        self._role = role
+        self._listener = listener
+        self._reload = reload
+        self._listening_address = str(listener.getsockname()[0])
+        self._spool = Spool(layout.incoming)
+        self._children: list[Child] = []
+        self._totals = Totals()
+        self._refused = 0
+        self._total = 0
+        self._accepting = False
+        self._next_tick_s = 0.0
+        self._paused_until_s = 0.0
+        self._storage_fault = ""
+
+    def run(self) -> int:
+        """Accept until stopped, then drain."""
+        allow_descriptors()
+        self._take_config()
+        role = self._role
+        role.report(port=self._listener.getsockname()[1], address=self._listening_address)
+        for _ in range(self._config.receiver.processes):
+            self._start_child()
+        while not role.stopping:
+            self._loop_once()
+        self._drain()
+        return int(ExitCode.OK)
+
+    def _loop_once(self) -> None:
+        role = self._role
+        ready = role.wait(_TICK_S)
+        for child in [child for child in self._children if child.end.fileno() in ready]:
+            self._hear(child)
+        if role.reload_wanted:
+            role.reload_wanted = False
+            self._do_reload()
+        if time.monotonic() >= self._next_tick_s:
+            self._next_tick_s = time.monotonic() + _TICK_S
+            self._check_storage()
+            self._restore_children()
+        if self._listener.fileno() in ready:
+            self._accept()
+        self._watch_listener()
+        self._report()
+
+    # ------------------------------------------------------------------------------------------- connections
+
+    def _watch_listener(self) -> None:
+        """Accept only while somebody serves; until then connections wait in the backlog."""
+        wanted = any(child.is_ready for child in self._children) and time.monotonic() >= self._paused_until_s
+        if wanted and not self._accepting:
+            self._role.watch(self._listener.fileno())
+            if self._role.state == "starting":
+                self._role.ready()
+        elif self._accepting and not wanted:
+            self._role.unwatch(self._listener.fileno())
+        self._accepting = wanted
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                connection, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                # The peer went away between knocking and being let in.
+                continue
+            except OSError as error:
+                # Out of descriptors or memory: the backlog holds the others meanwhile.
+                log.get().warning("cannot accept", error=error.strerror)
+                self._paused_until_s = time.monotonic() + _TICK_S
+                return
+            with connection:
+                self._pass_on(connection)
+
+    def _pass_on(self, connection: socket.socket) -> None:
+        open_now = sum(child.open for child in self._children)
+        limit = self._config.receiver.max_associations
+        self._total += 1
+        if open_now >= limit:
+            self._refused += 1
+            if open_now >= limit + REJECTED_AT_ONCE:
+                return
+        ready = sorted((child for child in self._children if child.is_ready), key=lambda child: child.open)
+        if not any(child.give(connection, over_limit=open_now >= limit) for child in ready):
+            self._refused += 1
+            log.get().warning("no receiver takes connections", count=len(self._children))
+
+    # ---------------------------------------------------------------------------------------------- children
+
+    def _start_child(self) -> None:
+        child = Child(self._config, self._listening_address)
+        if self._storage_fault:
+            channel.send(child.end, "storage", fault=self._storage_fault)
+        self._children.append(child)
+        self._role.watch(child.end.fileno())
+
+    def _hear(self, child: Child) -> None:
+        if child.take_messages():
+            return
+        self._bury(child)
+        log.get().error("receiver died", exit_code=child.process.returncode)
+
+    def _bury(self, child: Child) -> None:
+        self._role.unwatch(child.end.fileno())
+        child.end.close()
+        child.end_process()
+        self._totals.bury(child)
+        self._children.remove(child)
+        if time.monotonic() - child.started_s < RESTART_WAIT_S:
+            # It cannot even start: not at once again.
+            self._next_tick_s = time.monotonic() + RESTART_WAIT_S
+        else:
+            self._next_tick_s = 0.0
+
+    def _restore_children(self) -> None:
+        while len(self._children) < self._config.receiver.processes:
+            self._start_child()
+
+    # --------------------------------------------------------------------------------------------- condition
+
+    def _check_storage(self) -> None:
+        try:
+            self._spool.check_room()
+            fault = ""
+        except StorageError as error:
+            fault = error.message
+        if fault == self._storage_fault:
+            return
+        self._storage_fault = fault
+        if fault:
+            log.get().error("storage takes nothing", error=fault)
+        else:
+            log.get().info("storage takes instances again")
+        for child in self._children:
+            channel.send(child.end, "storage", fault=fault)
+
+    def _do_reload(self) -> None:
+        if self._reload is None:
+            return
+        try:
+            self._config = self._reload()
+        except CtnodeError as error:
+            log.get().error("configuration not reloaded", error=error.message, hint=error.hint)
+            return
+        self._take_config()
+        for child in self._children:
+            child.configure(self._config, self._listening_address)
+
+    def _take_config(self) -> None:
+        self._role.config_digest = self._config.digest()
+        self._spool.reserve_bytes = self._config.storage.reserve_mb << 20
+        self._spool.reserve_inodes = self._config.storage.reserve_inodes
+
+    def _report(self) -> None:
+        self._role.report(
+            associations={
+                "open": sum(child.open for child in self._children),
+                "total": self._total,
+                "refused": self._refused,
+            },
+            storage=self._storage_fault or "ok",
+            receivers=[child.pid for child in self._children],
+            **self._totals.over(self._children),
+        )
+
+    # ------------------------------------------------------------------------------------------------- drain
+
+    def _drain(self) -> None:
+        """Stop accepting, let open associations finish, see every child end."""
+        role = self._role
+        if self._accepting:
+            role.unwatch(self._listener.fileno())
+            self._accepting = False
+        self._listener.close()
+        role.draining()
+        seconds = ORPHAN_DRAIN_S if role.orphaned else self._config.node.drain_s
+        for child in self._children:
+            channel.send(child.end, "drain", seconds=seconds)
+        deadline_s = time.monotonic() + seconds + _CHILD_END_S
+        while self._children and time.monotonic() < deadline_s:
+            ready = role.wait(_TICK_S)
+            for child in [child for child in self._children if child.end.fileno() in ready]:
+                if not child.take_messages():
+                    self._bury(child)
+            self._report()
+        for child in tuple(self._children):
+            log.get().error("receiver did not end", pid=child.pid)
+            self._bury(child)
+        self._report()
+        role.write_report()

@@ -1,0 +1,111 @@
+"""The receiver children as the acceptor sees them: started, fed with connections, counted, started again."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ctnode.config import Config
+from ctnode.wire import channel
+
+RESTART_WAIT_S: Final = 1.0
+_LAST_BREATH_S: Final = 1.0
+# A channel of its own to the service manager is the role's, and the socket it handed over is the acceptor's.
+_NOT_INHERITED: Final = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+class Child:
+    """One receiver process and its channel."""
+
+    def __init__(self, config: Config, listening_address: str) -> None:
+        self.open = 0
+        self.is_ready = False
+        self.counters: Mapping[str, Any] = {}
+        self.started_s = time.monotonic()
+        self.end, theirs = channel.make_channel()
+        environment = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
+        command = [sys.executable, "-m", "ctnode.wire.receiver", "--control", str(theirs.fileno())]
+        with theirs:
+            self.process = subprocess.Popen(
+                [*command, "--parent", str(os.getpid())], pass_fds=[theirs.fileno()], env=environment
+            )
+        # A child that does not read must not hold the acceptor up.
+        self.end.setblocking(False)
+        self.configure(config, listening_address)
+
+    @property
+    def pid(self) -> int:
+        """Return the process id."""
+        return self.process.pid
+
+    def configure(self, config: Config, listening_address: str) -> None:
+        """Send a configuration."""
+        memory = channel.as_memory_file(config.model_dump_json())
+        try:
+            channel.send(self.end, "config", descriptors=(memory,), listening_address=listening_address)
+        finally:
+            os.close(memory)
+
+    def give(self, connection: socket.socket, *, over_limit: bool) -> bool:
+        """Hand a connection over; False if the child does not take it."""
+        taken = channel.send(self.end, "connection", descriptors=(connection.fileno(),), over_limit=over_limit)
+        self.open += taken
+        return taken
+
+    def end_process(self) -> None:
+        """Wait for a process whose channel has ended; what does not end by itself is killed."""
+        try:
+            self.process.wait(_LAST_BREATH_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def take_messages(self) -> bool:
+        """Read what the child reports; False if it has gone."""
+        while True:
+            try:
+                message = channel.receive(self.end)
+            except BlockingIOError:
+                return True
+            if message is None:
+                return False
+            message.close()
+            if message.what == "ready":
+                self.is_ready = True
+            elif message.what == "ended":
+                self.open -= 1
+            self.counters = message.fields.get("counters", self.counters)
+
+
+class Totals:
+    """Counters over all children, those that died included."""
+
+    def __init__(self) -> None:
+        self._past: list[Mapping[str, Any]] = []
+
+    def bury(self, child: Child) -> None:
+        """Keep the last counters of a child that ended."""
+        self._past = [_sum([*self._past, child.counters])]
+
+    def over(self, children: list[Child]) -> dict[str, Any]:
+        """Return the sum."""
+        return _sum([*self._past, *(child.counters for child in children)])
+
+
+def _sum(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
+    instances: Counter[str] = Counter()
+    ended: Counter[str] = Counter()
+    for part in parts:
+        instances.update(part.get("instances", {}))
+        ended.update(part.get("ended", {}))
+    return {
+        "instances": dict(sorted(instances.items())),
+        "ended": dict(sorted(ended.items())),
+        "bytes": sum(int(part.get("bytes", 0)) for part in parts),
+    }

@@ -1,0 +1,144 @@
+"""A receiver child: takes accepted connections from the acceptor and serves them until the acceptor says or ends.
+
+Run as ``python -m ctnode.wire.receiver --control FD --parent PID``. The first message is the configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from ctnode.archive.doorbell import Doorbell
+from ctnode.archive.layout import Layout
+from ctnode.archive.spool import Spool
+from ctnode.config import Config
+from ctnode.ops import log
+from ctnode.ops.role import Role, die_with_parent
+from ctnode.wire import channel
+from ctnode.wire.channel import Message
+from ctnode.wire.host import Host
+from ctnode.wire.services import Shared
+from ctnode.words import ExitCode, Unavailable
+
+ROLE: Final = "receiver"
+ORPHAN_DRAIN_S: Final = 2.0
+_REPORT_S: Final = 1.0
+_DRAIN_STEP_S: Final = 0.05
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one receiver child."""
+    parser = argparse.ArgumentParser(prog="ctnode.wire.receiver")
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    options = parser.parse_args(arguments)
+    die_with_parent(options.parent)
+    control = socket.socket(fileno=options.control)
+    control.set_inheritable(False)
+    allow_descriptors()
+    first = channel.receive(control)
+    if first is None or first.what != "config":
+        return int(ExitCode.UNAVAILABLE)
+    config = _read_config(first)
+    log.configure(config.log, role=ROLE)
+    layout = Layout(config.root, config.results)
+    with Role(ROLE, layout.run, config.digest()) as role:
+        return _Receiver(role, control, config, layout, str(first.fields["listening_address"])).run()
+
+
+def allow_descriptors() -> None:
+    """Raise the soft limit of open files to the hard one: an association holds four of them."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _read_config(message: Message) -> Config:
+    if not message.descriptors:
+        raise Unavailable("the acceptor sent no configuration")
+    return Config.model_validate_json(channel.read_memory_file(message.descriptors[0]))
+
+
+class _Receiver:
+    """The loop of the child: messages of the acceptor in, ended associations and counters out."""
+
+    def __init__(
+        self, role: Role, control: socket.socket, config: Config, layout: Layout, listening_address: str
+    ) -> None:
+        self._role = role
+        self._control = control
+        self._shared = Shared(config, listening_address, Spool(layout.incoming), Doorbell(layout.run))
+        self._shared.apply(config)
+        self._host = Host(self._shared, on_ended=self._on_ended)
+        self._drain_s = config.node.drain_s
+        self._reported: dict[str, object] = {}
+
+    def run(self) -> int:
+        """Serve until told to drain, orphaned or signalled."""
+        # Sending waits if the acceptor is slow; receiving never does, the role waits for what is ready.
+        channel.send(self._control, "ready")
+        self._role.ready()
+        self._role.watch(self._control.fileno())
+        while not self._role.stopping:
+            for _descriptor in self._role.wait(_REPORT_S):
+                self._take_message()
+            self._report()
+        self._drain()
+        return int(ExitCode.OK)
+
+    def _drain(self) -> None:
+        """Let open associations finish, abort the rest; without an acceptor there is less time."""
+        role = self._role
+        role.draining()
+        began_s = time.monotonic()
+        while self._host.associations:
+            for _descriptor in role.wait(_DRAIN_STEP_S):
+                self._take_message()
+            if time.monotonic() - began_s >= (ORPHAN_DRAIN_S if role.orphaned else self._drain_s):
+                break
+        self._host.abort_all()
+        self._report()
+
+    def _take_message(self) -> None:
+        message = channel.receive(self._control)
+        role = self._role
+        if message is None:
+            role.unwatch(self._control.fileno())
+            role.stopping = role.orphaned = True
+        elif message.what == "connection":
+            self._serve(message)
+        elif message.what == "config":
+            config = _read_config(message)
+            self._shared.apply(config)
+            self._drain_s = config.node.drain_s
+            role.config_digest = config.digest()
+            log.configure(config.log, role=ROLE)
+        elif message.what == "storage":
+            self._shared.storage_fault = str(message.fields["fault"])
+        elif message.what == "drain":
+            self._drain_s = float(message.fields["seconds"])
+            role.stopping = True
+        else:
+            message.close()
+
+    def _serve(self, message: Message) -> None:
+        for descriptor in message.descriptors:
+            self._host.serve(socket.socket(fileno=descriptor), over_limit=bool(message.fields["over_limit"]))
+
+    def _on_ended(self) -> None:
+        channel.send(self._control, "ended", counters=self._shared.tally.as_json())
+
+    def _report(self) -> None:
+        counters = self._shared.tally.as_json()
+        self._role.report(open=len(self._host.associations), **counters)
+        if counters != self._reported:
+            self._reported = counters
+            channel.send(self._control, "counters", counters=counters)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
