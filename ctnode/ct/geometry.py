@@ -71,6 +71,7 @@ def place(
     regularity_part: float = 0.1,
     tilt_degrees: float = 0.1,
     drift_pixels: float = 0.5,
+    rounding_mm: float = 0.05,
     exact_drift_mm: float = 0.01,
     least_slices: int = 3,
 ) -> Placement:
@@ -89,6 +90,8 @@ def place(
     tilt_degrees, drift_pixels
         Largest angle between the line of positions and the normal, and largest drift in the plane over the whole
         stack, that is not a tilt (rule R12).
+    rounding_mm
+        A drift that positions rounded to 0.1 mm can feign; no angle is read from less.
     exact_drift_mm
         Drift that is noted.
     least_slices
@@ -117,7 +120,8 @@ def place(
         raise Refusal("two slices share one position along the normal", code="SAME_POSITION")
     issues = _check_line(
         ordered, depths, frame_axes[2],
-        tilt_degrees=tilt_degrees, drift_mm=drift_pixels * min(pixel_spacing_mm), exact_drift_mm=exact_drift_mm,
+        tilt_degrees=tilt_degrees, drift_mm=drift_pixels * min(pixel_spacing_mm), rounding_mm=rounding_mm,
+        exact_drift_mm=exact_drift_mm,
     )  # fmt: skip
     offsets = depths - (depths[0] + step_mm * np.arange(count))
     if np.abs(offsets).max() > min(regularity_mm, regularity_part * step_mm):
@@ -137,6 +141,7 @@ def _check_line(
     *,
     tilt_degrees: float,
     drift_mm: float,
+    rounding_mm: float,
     exact_drift_mm: float,
 ) -> tuple[Issue, ...]:
     """Compare the positions with a line along the normal; GantryDetectorTilt is never asked (rule R12)."""
@@ -149,7 +154,7 @@ def _check_line(
     bend_mm = float(np.linalg.norm(in_plane - line, axis=1).max())
     if bend_mm > drift_mm:
         raise Refusal(f"the slices do not lie on a straight line: {bend_mm:.2f} mm beside it", code="CURVED")
-    if angle > tilt_degrees or total_mm > drift_mm:
+    if (angle > tilt_degrees and total_mm > rounding_mm) or total_mm > drift_mm:
         raise Refusal(f"the stack is tilted by {angle:.2f} degrees against its slices", code="TILT")
     worst_mm = float(np.linalg.norm(in_plane - in_plane[0], axis=1).max())
     if worst_mm > exact_drift_mm:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from scipy.sparse import csr_array
 
 from ctnode.ct.grid import FloatArray, Grid
 
-_Scalar = TypeVar("_Scalar", np.int16, np.float32)
+_Voxels = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 _Plane = npt.NDArray[np.float32]
 
 
@@ -83,7 +82,7 @@ def weights(places: FloatArray, size: int, *, same_voxels: float = 1e-6) -> csr_
     )
 
 
-def resample(voxels: npt.NDArray[_Scalar], grid: Grid, target: Grid, *, threads: int = 2) -> npt.NDArray[_Scalar]:
+def resample(voxels: _Voxels, grid: Grid, target: Grid, *, threads: int = 2) -> _Voxels:
     """Return ``voxels`` at the voxels of ``target``.
 
     Parameters
@@ -101,7 +100,7 @@ def resample(voxels: npt.NDArray[_Scalar], grid: Grid, target: Grid, *, threads:
     along_z, along_y, along_x = (
         weights(places, size) for places, size in zip(axis_maps(grid, target), grid.shape, strict=True)
     )
-    result = np.empty(target.shape, dtype=voxels.dtype)
+    result: _Voxels = np.empty_like(voxels, shape=target.shape)
 
     def part(start: int, stop: int) -> None:
         planes: OrderedDict[int, _Plane] = OrderedDict()

@@ -131,13 +131,13 @@ def read_frame(path: Path) -> Frame:
     """
     try:
         with path.open("rb") as file:
-            start, syntax = _read_meta(file)
+            start, syntax, media_class = _read_meta(file)
             if start >= os.fstat(file.fileno()).st_size:
                 raise Refusal("a file ends before its data set begins", code="UNREADABLE")
             digest = _digest(file, start)
             try:
                 dataset, offset, length = _parse(file, start, syntax)
-                return _frame(path, digest, syntax, dataset, offset, length)
+                return _frame(path, digest, (syntax, media_class), dataset, offset, length)
             except Exception as fault:  # noqa: BLE001 - pydicom raises whatever it likes on hostile bytes, RecursionError too
                 raise Refusal(
                     f"sha256:{digest[:12]} is not a readable data set: {type(fault).__name__}", code="UNREADABLE"
@@ -149,7 +149,7 @@ def read_frame(path: Path) -> Frame:
 def read_header(frame: Frame) -> Dataset:
     """Return the data set of ``frame`` without its pixels."""
     with frame.path.open("rb") as file:
-        start, syntax = _read_meta(file)
+        start, syntax, _ = _read_meta(file)
         return _parse(file, start, syntax)[0]
 
 
@@ -162,7 +162,7 @@ def inflated(path: Path, *, limit_bytes: int = 1 << 30) -> bytes:
         Code ``UNREADABLE`` if there is more, or if the stream is broken.
     """
     with path.open("rb") as file:
-        start, _ = _read_meta(file)
+        start, *_ = _read_meta(file)
         file.seek(start)
         return _inflate(file, limit_bytes)
 
@@ -178,12 +178,12 @@ def _inflate(file: IO[bytes], limit_bytes: int) -> bytes:
     return data
 
 
-def _read_meta(file: IO[bytes]) -> tuple[int, str]:
-    """Return where the data set begins, and the transfer syntax ('' without group 0002)."""
+def _read_meta(file: IO[bytes]) -> tuple[int, str, str]:
+    """Return where the data set begins, transfer syntax and media storage SOP class ('' without group 0002)."""
     file.seek(0)
     head = file.read(132)
     position = 132 if head[128:132] == b"DICM" else 0
-    syntax = ""
+    uids = {b"\x10\x00": "", b"\x02\x00": ""}
     while position < _META_LIMIT_BYTES:
         file.seek(position)
         element = file.read(12)
@@ -193,11 +193,11 @@ def _read_meta(file: IO[bytes]) -> tuple[int, str]:
             size, length = 12, struct.unpack_from("<I", element, 8)[0]
         else:
             size, length = 8, struct.unpack_from("<H", element, 6)[0]
-        if element[2:4] == b"\x10\x00":
+        if element[2:4] in uids:
             file.seek(position + size)
-            syntax = file.read(min(length, 64)).rstrip(b"\0 ").decode("ascii", "replace")
+            uids[element[2:4]] = file.read(min(length, 64)).rstrip(b"\0 ").decode("ascii", "replace")
         position += size + length
-    return position, syntax
+    return position, uids[b"\x10\x00"], uids[b"\x02\x00"]
 
 
 def _digest(file: IO[bytes], start: int) -> str:
@@ -238,8 +238,9 @@ def _parse(file: IO[bytes], start: int, syntax: str) -> tuple[Dataset, int, int]
     return dataset, element + 8, struct.unpack_from(order + "H", head, 6)[0]
 
 
-def _frame(path: Path, digest: str, syntax: str, dataset: Dataset, offset: int, length: int) -> Frame:
-    if not len(dataset) or not ("SOPClassUID" in dataset or "Modality" in dataset or "Rows" in dataset):
+def _frame(path: Path, digest: str, meta: tuple[str, str], dataset: Dataset, offset: int, length: int) -> Frame:
+    syntax, media_class = meta
+    if not (media_class or "SOPClassUID" in dataset or "Modality" in dataset or "Rows" in dataset):
         raise ValueError("no DICOM")
     implicit, little = dataset.original_encoding if syntax != DEFLATED else (False, True)
     if not syntax:
@@ -250,7 +251,7 @@ def _frame(path: Path, digest: str, syntax: str, dataset: Dataset, offset: int, 
     return Frame(
         path=path,
         digest=digest,
-        sop_class=_text(dataset, "SOPClassUID"),
+        sop_class=_text(dataset, "SOPClassUID") or media_class,
         sop_uid=_text(dataset, "SOPInstanceUID"),
         study_uid=_text(dataset, "StudyInstanceUID"),
         series_uid=_text(dataset, "SeriesInstanceUID"),

@@ -1,0 +1,193 @@
+"""``ctnode process``: anything in, one results folder a series out; no node, no database, no configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import tempfile
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from ctnode.archive.layout import path_part
+from ctnode.config import Config
+from ctnode.ct.source import Frame, read_frame
+from ctnode.flow.pipeline import Job, process_frames
+from ctnode.flow.unpack import Found, Skipped, find, is_part10
+from ctnode.ops.durable import fsync_directory
+from ctnode.words import Issue, LungStatus, Refusal, Severity, Unavailable, VolumeReport, VolumeStatus
+
+# Without a readable time in the source, a time that is nobody's: results must not depend on when they were made.
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DICOMDIR: Final = "1.2.840.10008.1.3.10"
+_NOUID_LENGTH: Final = len("nouid-") + 32
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far ``process`` is.
+
+    Parameters
+    ----------
+    phase
+        ``read`` while files are looked at, ``series`` while results are made, ``skipped`` for each file left aside.
+    done, total
+        Files or series; the total of files is 0 as long as nobody knows it.
+    label
+        The series and the step inside it, or the file, with why it was skipped.
+    """
+
+    phase: str
+    done: int
+    total: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    study: str
+    series: str
+    frames: tuple[Frame, ...]
+    faults: tuple[Issue, ...]
+
+
+def quiet(_progress: Progress) -> None:
+    """Tell nobody how far the work is."""
+
+
+def process(
+    paths: Sequence[Path], out: Path, config: Config, on_progress: Callable[[Progress], None] = quiet
+) -> Iterator[VolumeReport]:
+    """Process everything under ``paths`` into ``out/<study>/<series>/`` and yield one report a volume.
+
+    Files that are no DICOM, DICOMDIRs and damaged zips are told to ``on_progress`` as ``skipped``. A file that begins
+    as DICOM but cannot be read counts against each series of its folder, since it may have belonged to any of them.
+
+    Raises
+    ------
+    Unavailable
+        If a folder that is no result of ours stands where a result has to go.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ctnode-") as scratch:
+        collected = _collect(paths, Path(scratch), on_progress)
+        for number, series in enumerate(collected):
+
+            def on_step(step: str, number: int = number, series: _Series = series) -> None:
+                on_progress(Progress("series", number, len(collected), f"{series.series} {step}"))
+
+            yield _publish(series, out, config, on_step)
+        on_progress(Progress("series", len(collected), len(collected), ""))
+
+
+def _collect(paths: Sequence[Path], scratch: Path, on_progress: Callable[[Progress], None]) -> list[_Series]:
+    groups: dict[tuple[str, str, str], list[Frame]] = defaultdict(list)
+    folders: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    faults: dict[str, list[Issue]] = defaultdict(list)
+    with ThreadPoolExecutor(2) as pool:
+        for count, (found, read) in enumerate(pool.map(_read, find(paths, scratch)), start=1):
+            if isinstance(read, Frame):
+                whole = bool(read.study_uid and read.series_uid)
+                key = read.study_uid, read.series_uid, "" if whole else found.folder
+                groups[key].append(read)
+                folders[key].add(found.folder)
+                on_progress(Progress("read", count, 0, str(found.path)))
+            else:
+                if isinstance(read, Issue):
+                    faults[found.folder].append(read)
+                on_progress(Progress("skipped", count, 0, read.action if isinstance(read, Issue) else read.reason))
+    used = {folder for found_in in folders.values() for folder in found_in}
+    for folder in faults.keys() - used:
+        groups["", "", folder] = []
+        folders["", "", folder] = {folder}
+    series = [
+        _series(key, frames, [fault for folder in folders[key] for fault in faults.get(folder, ())])
+        for key, frames in groups.items()
+    ]
+    return sorted(series, key=lambda one: (one.study, one.series))
+
+
+def _read(found: Found | Skipped) -> tuple[Found, Frame | Issue | Skipped]:
+    if isinstance(found, Skipped):
+        return Found(Path(found.name), ""), Skipped(found.name, f"{found.name}: {found.reason}")
+    try:
+        frame = read_frame(found.path)
+    except Refusal as refusal:
+        if is_part10(found.path):
+            return found, Issue(refusal.code, Severity.WARNING, refusal.message)
+        return found, Skipped(str(found.path), f"{found.path}: no DICOM")
+    if frame.sop_class == _DICOMDIR:
+        return found, Skipped(str(found.path), f"{found.path}: DICOMDIR")
+    return found, frame
+
+
+def _series(key: tuple[str, str, str], frames: Sequence[Frame], faults: Sequence[Issue]) -> _Series:
+    # Named by content, so that the same files give the same name wherever they lie.
+    parts = sorted(frame.digest for frame in frames) + sorted(fault.action for fault in faults)
+    nameless = "nouid-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    ordered = sorted(frames, key=lambda frame: (frame.sop_uid, frame.digest))
+    return _Series(
+        study=key[0] or nameless,
+        series=key[1] or nameless,
+        frames=tuple(ordered),
+        faults=tuple(sorted(faults, key=lambda fault: fault.action)),
+    )
+
+
+def made_at(frames: Iterable[Frame]) -> datetime:
+    """Return the latest acquisition or content time of the images as UTC, else the epoch."""
+    stamps = sorted(frame.taken_at for frame in frames if frame.taken_at)
+    for stamp in reversed(stamps):
+        try:
+            return datetime.strptime(stamp, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+        except ValueError:
+            continue
+    return EPOCH
+
+
+def _publish(series: _Series, out: Path, config: Config, on_step: Callable[[str], None]) -> VolumeReport:
+    """Make the results under a temporary name and give them their own in one step."""
+    parent = out / _folder(series.study)
+    final = parent / _folder(series.series)
+    if final.exists() and not (final / "ct.json").is_file():
+        raise Unavailable(f"{final} is no result of ctnode and is not replaced", hint="choose another --out")
+    parent.mkdir(exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=parent))
+    aside = work.with_name(work.name + ".old")
+    try:
+        work.chmod(0o755)
+        job = Job(series.study, series.series, 1, made_at(series.frames), work, config.pipeline, on_step)
+        report = _run(series, job)
+        if report.outputs:
+            if final.exists():
+                final.rename(aside)
+            work.rename(final)
+            fsync_directory(parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+    fsync_directory(out)
+    return dataclasses.replace(report, directory=str(final) if report.outputs else "")
+
+
+def _run(series: _Series, job: Job) -> VolumeReport:
+    try:
+        return process_frames(series.frames, series.faults, job)
+    except Exception as fault:  # noqa: BLE001 - one bad series must not take the others with it
+        # Types and places only: the text of a foreign error may quote the data.
+        places = traceback.extract_tb(fault.__traceback__)
+        where = f"{Path(places[-1].filename).name}:{places[-1].lineno}" if places else "nowhere"
+        issue = Issue("INTERNAL_ERROR", Severity.ERROR, f"{type(fault).__name__} in {where}; please report it")
+        return VolumeReport(
+            series.study, series.series, 1, VolumeStatus.REFUSED, (issue,), LungStatus.NOT_RUN, (), directory=""
+        )
+
+
+def _folder(uid: str) -> str:
+    return uid if uid.startswith("nouid-") and len(uid) == _NOUID_LENGTH else path_part(uid)

@@ -1,0 +1,161 @@
+"""Which images form the volume; whatever does not is named in an issue."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ctnode.ct import select
+from ctnode.ct.source import DISCRIMINATORS
+from ctnode.words import Refusal, Severity
+from tests.phantom_series import frame
+
+pytestmark = pytest.mark.unit
+
+CORONAL = (1, 0, 0, 0, 0, -1)
+
+
+@pytest.fixture(autouse=True)
+def pixels(monkeypatch):
+    """Let the SOP Instance UID say what the pixels are: the part before the first dash."""
+    monkeypatch.setattr(select, "stored_values", lambda one: np.array([hash(one.sop_uid.partition("-")[0])]))
+
+
+def stack(count=6, prefix="s", **changes):
+    return [frame(sop_uid=f"{prefix}{k}", position_mm=(0.0, 0.0, 2.0 * k), **changes) for k in range(count)]
+
+
+def choose(frames):
+    issues = []
+    chosen = select.choose(frames, issues)
+    return {one.sop_uid for one in chosen}, {issue.code: issue for issue in issues}
+
+
+def names(frames):
+    return {one.sop_uid for one in frames}
+
+
+@pytest.mark.parametrize(
+    ("odd", "code"),
+    [
+        ({"image_type": ("ORIGINAL", "PRIMARY", "LOCALIZER")}, "LOCALIZER"),
+        ({"sop_class": select.SECONDARY_CAPTURE}, "SECONDARY_CAPTURE"),
+        ({"sop_class": "1.2.840.10008.5.1.4.1.1.88.22"}, "NOT_CT"),
+        ({"samples": 3, "photometric": "RGB"}, "NOT_GREY"),
+        ({"image_type": ("DERIVED", "SECONDARY", "MIP")}, "PICTURE"),
+        ({"pixel_length": -1}, "NO_PIXELS"),
+        ({"image_type": ("DERIVED", "SECONDARY", "MPR"), "orientation": CORONAL}, "OTHER_GROUP"),
+        ({"orientation": CORONAL}, "OTHER_GROUP"),
+        ({"rows": 5}, "OTHER_GROUP"),
+        ({"pixel_spacing_mm": (1.0, 1.1)}, "OTHER_GROUP"),
+        ({"frame_of_reference": "1.3"}, "OTHER_GROUP"),
+        ({"rescale_type": "MGML"}, "OTHER_GROUP"),
+    ],
+)
+def test_what_does_not_belong_is_left_out_and_named(odd, code):
+    main = stack()
+    chosen, issues = choose([*main, frame(**{"sop_uid": "odd", "position_mm": (0.0, 0.0, 99.0), **odd})])
+    assert chosen == names(main)
+    assert issues.keys() == {code}
+    assert "odd" in issues[code].action
+    assert issues[code].severity is Severity.INFO
+
+
+@pytest.mark.parametrize("lost", [{"position_mm": None}, {"orientation": None}, {"pixel_spacing_mm": (0.0, 1.0)}])
+def test_an_image_without_a_place_might_belong_so_it_is_a_warning(lost):
+    chosen, issues = choose([*stack(), frame(**{"sop_uid": "lost", **lost})])
+    assert "lost" not in chosen
+    assert issues["NO_GEOMETRY"].severity is Severity.WARNING
+
+
+def test_original_images_come_before_more_derived_ones_and_those_before_a_handful():
+    derived = stack(30, "d", image_type=("DERIVED", "SECONDARY", "AXIAL"))
+    assert choose([*stack(8), *derived])[0] == names(stack(8))
+    assert choose([*stack(2), *derived])[0] == names(derived)
+
+
+def test_orientations_that_differ_in_the_last_digit_are_one_group():
+    tipped = [
+        frame(sop_uid=f"t{k}", position_mm=(0, 0, 2.0 * k), orientation=(1, 5e-5 * (k % 2), 0, 0, 1, 0))
+        for k in range(6)
+    ]
+    assert choose(tipped)[0] == names(tipped)
+
+
+def test_the_same_file_twice_is_used_once():
+    chosen, issues = choose(stack() + stack())
+    assert chosen == names(stack())
+    assert issues.keys() == {"DUPLICATE_FILE"}
+
+
+def test_the_same_pixels_at_one_position_are_used_once():
+    again = frame(sop_uid="s3-again", position_mm=(0.0, 0.0, 6.0))
+    chosen, issues = choose([*stack(), again])
+    assert chosen == names(stack())
+    assert "s3-again" in issues["DUPLICATE_SLICE"].action
+
+
+def test_other_pixels_at_one_position_are_refused():
+    with pytest.raises(Refusal) as caught:
+        choose([*stack(), frame(sop_uid="other", position_mm=(0.0, 0.0, 6.0))])
+    assert caught.value.code == "AMBIGUOUS"
+
+
+def test_equal_pixels_with_another_rescale_are_not_equal():
+    again = frame(sop_uid="s3-again", position_mm=(0.0, 0.0, 6.0), intercept=1.0)
+    with pytest.raises(Refusal) as caught:
+        choose([*stack(), again])
+    assert caught.value.code == "AMBIGUOUS"
+
+
+def acquisition(number):
+    return (str(number), *("",) * (len(DISCRIMINATORS) - 1))
+
+
+def test_two_acquisitions_of_the_same_positions_are_told_apart():
+    first, second = stack(6, "a", discriminators=acquisition(1)), stack(7, "b", discriminators=acquisition(2))
+    chosen, issues = choose([*first, *second])
+    assert chosen == names(second)
+    assert "a0" in issues["OTHER_ACQUISITION"].action
+
+
+def test_acquisition_numbers_that_only_count_along_are_one_volume():
+    steps = [frame(sop_uid=f"s{k}", position_mm=(0, 0, 2.0 * k), discriminators=acquisition(k // 2)) for k in range(6)]
+    assert choose(steps) == (names(steps), {})
+
+
+def test_pieces_of_a_stack_are_not_taken_for_volumes():
+    steps = [frame(sop_uid=f"s{k}", position_mm=(0, 0, 2.0 * k), discriminators=acquisition(k)) for k in range(6)]
+    with pytest.raises(Refusal) as caught:
+        choose([*steps, frame(sop_uid="other", position_mm=(0, 0, 6.0), discriminators=acquisition(9))])
+    assert caught.value.code == "AMBIGUOUS"
+
+
+def test_one_uid_at_two_places_is_refused():
+    with pytest.raises(Refusal) as caught:
+        choose([*stack(), frame(sop_uid="s3", position_mm=(0.0, 0.0, 77.0))])
+    assert caught.value.code == "AMBIGUOUS"
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        (stack(sop_class="1.2.840.10008.5.1.4.1.1.4"), "NO_CT_IMAGES"),
+        ([frame(position_mm=None)], "NO_GEOMETRY"),
+        ([frame(frames=30)], "MULTIFRAME_NOT_SUPPORTED"),
+        ([frame(sop_class="1.2.840.10008.5.1.4.1.1.2.1")], "MULTIFRAME_NOT_SUPPORTED"),
+    ],
+)
+def test_series_without_a_volume(frames, code):
+    with pytest.raises(Refusal) as caught:
+        choose(frames)
+    assert caught.value.code == code
+
+
+def test_the_order_of_the_files_changes_nothing():
+    frames = [
+        *stack(6, "a", discriminators=acquisition(1)),
+        *stack(6, "b", discriminators=acquisition(2)),
+        frame(rows=9),
+    ]
+    assert choose(frames) == choose(frames[::-1])

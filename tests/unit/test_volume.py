@@ -1,0 +1,82 @@
+"""Stored values to HU: bits, padding, rescale, type; with frames made in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import Dataset
+
+from ctnode.ct.decode import codestream_size
+from ctnode.ct.volume import assumed_padding, declared_padding, significant_bits, technique
+from tests.phantom_series import frame
+
+pytestmark = pytest.mark.unit
+
+
+@given(st.lists(st.integers(0, 4095), min_size=1, max_size=20), st.integers(0, 15))
+def test_dirty_bits_above_an_unsigned_value_are_dropped(values, dirt):
+    clean = np.array(values, np.uint16)
+    dirty = clean | np.uint16(dirt << 12)
+    np.testing.assert_array_equal(significant_bits(dirty, frame(bits_stored=12, high_bit=11)), clean)
+
+
+@given(st.lists(st.integers(-2048, 2047), min_size=1, max_size=20), st.integers(0, 15))
+def test_a_signed_value_is_extended_from_its_own_sign_bit(values, dirt):
+    clean = np.array(values, np.int16)
+    dirty = ((clean.view(np.uint16) & 0x0FFF) | np.uint16(dirt << 12)).view(np.int16)
+    np.testing.assert_array_equal(significant_bits(dirty, frame(bits_stored=12, high_bit=11, signed=True)), clean)
+
+
+def test_a_value_in_the_upper_bits_is_brought_down():
+    raw = (np.array([1, 4095], np.uint16) << 4) | 7
+    np.testing.assert_array_equal(significant_bits(raw, frame(bits_stored=12, high_bit=15)), [1, 4095])
+
+
+@pytest.mark.parametrize("declared", [-2000, 63536])
+def test_padding_is_found_whatever_sign_it_was_written_with(declared):
+    values = np.array([[-2000, 0], [5, -1999]], np.int16)
+    found = declared_padding(values, values, frame(signed=True, padding=declared))
+    np.testing.assert_array_equal(found, values == -2000)
+
+
+def test_padding_outside_of_the_stored_bits_is_compared_with_all_bits():
+    raw = np.array([[63536, 0], [5, 2096]], np.uint16)
+    settings = frame(bits_stored=12, high_bit=11, padding=63536)
+    np.testing.assert_array_equal(declared_padding(raw, significant_bits(raw, settings), settings), raw == 63536)
+
+
+def test_a_range_of_padding_goes_either_way():
+    values = np.array([[0, 1, 2, 3]], np.uint16)
+    for ends in ((1, 2), (2, 1)):
+        found = declared_padding(values, values, frame(padding=ends[0], padding_limit=ends[1]))
+        np.testing.assert_array_equal(found, [[False, True, True, False]])
+
+
+def test_equal_corners_under_air_are_taken_as_outside():
+    values = np.full((4, 4), 100, np.int16)
+    values[0, 0] = values[0, -1] = values[-1, 0] = values[-1, -1] = -2000
+    assert assumed_padding(values, frame(signed=True)).sum() == 4
+    assert assumed_padding(values, frame(signed=True, intercept=1000.0)) is None
+    values[0, 0] = -1999
+    assert assumed_padding(values, frame(signed=True)) is None
+
+
+def test_technique_holds_no_identity():
+    header = Dataset()
+    header.PatientName = "DOE^JANE"
+    header.InstitutionName = "Somewhere"
+    header.StudyDate = "20200101"
+    header.SeriesDescription = "Chest of Jane"
+    header.KVP = "120"
+    header.ConvolutionKernel = ["B70f", "x" * 100]
+    header.SpiralPitchFactor = 0.9
+    assert technique(header) == {"KVP": 120, "ConvolutionKernel": ["B70f", "x" * 64], "SpiralPitchFactor": 0.9}
+
+
+def test_the_size_that_a_codestream_declares():
+    siz = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + np.array([512, 300, 0, 0], ">u4").tobytes() + b"\0" * 16 + b"\0\x01"
+    assert codestream_size(siz) == (300, 512, 1)
+    assert codestream_size(b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc3\x00\x0b\x10\x01\x2c\x02\x00\x01") == (300, 512, 1)
+    assert codestream_size(b"\xff\xd8" + b"\0" * 30) is None
