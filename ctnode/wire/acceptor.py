@@ -32,7 +32,7 @@ _TICK_S: Final = 1.0
 _CHILD_END_S: Final = 12.0
 
 
-def receive(config: Config, role: Role, *, reload: Callable[[], Config] | None = None) -> int:
+def receive(config: Config, role: Role, reload: Callable[[], Config] | None = None) -> int:
     """Run the ``receive`` role until it is told to stop.
 
     Parameters
