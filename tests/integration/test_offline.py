@@ -7,7 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from pydicom.fileset import FileSet
+from pydicom import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from ctnode.config import Config
 from ctnode.flow.offline import process
@@ -131,11 +132,15 @@ def test_broken_files_alone_are_a_series_without_a_volume(tmp_path):
 
 
 def test_a_dicomdir_is_skipped(tmp_path):
-    (tmp_path / "in").mkdir()
-    files = FileSet()
-    for path in write_ramp(tmp_path / "plain", grid()):
-        files.add(path)
-    files.write(tmp_path / "in")
+    write_ramp(tmp_path / "in", grid())
+    directory = Dataset()
+    directory.FileSetID = "PHANTOM"
+    directory.DirectoryRecordSequence = []
+    directory.file_meta = FileMetaDataset()
+    directory.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    directory.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    directory.save_as(tmp_path / "in" / "DICOMDIR", enforce_file_format=True)
     (report,), skipped = run(tmp_path / "out", tmp_path / "in")
     assert report.status is VolumeStatus.EXACT
     assert [Path(label.partition(":")[0]).name for label in skipped] == ["DICOMDIR"]
