@@ -167,8 +167,13 @@ class Index:
         if known:
             self._conflict(series, arrival)
         revision = self._revision(series, arrival)
-        self._instance(series, arrival, str(final), revision)
+        self._instance(series.id, arrival, str(final), revision)
         return Placement(arrival.path, self.layout.store / final, series.id, is_new=True)
+
+    def adopt(self, series_id: int, arrival: Arrival, path: str) -> None:
+        """Give a row to a file that lies in the store already, inside the current transaction."""
+        self._retire_older(series_id, arrival.header.uids.sop_instance)
+        self._instance(series_id, arrival, path, revision=1)
 
     def _study(self, uid: str, at: float) -> int:
         row = self.database.execute("SELECT id, state FROM studies WHERE uid = ?", (uid,)).fetchone()
@@ -225,16 +230,18 @@ class Index:
             "UPDATE associations SET duplicates = duplicates + 1 WHERE id = ?", (arrival.association.id,)
         )
         self.database.count("duplicates")
-        self._feed(series, arrival, instances=0)
+        self._feed(series.id, arrival, instances=0)
         self._prolong(series, arrival)
 
     def _conflict(self, series: _Series, arrival: Arrival) -> None:
-        sop_instance = arrival.header.uids.sop_instance
         self._flag(series.id, "CONFLICT")
-        self.database.execute(
-            "UPDATE instances SET is_current = 0 WHERE series_id = ? AND sop_instance = ?", (series.id, sop_instance)
-        )
+        self._retire_older(series.id, arrival.header.uids.sop_instance)
         self.database.count("conflicts")
+
+    def _retire_older(self, series_id: int, sop_instance: str) -> None:
+        self.database.execute(
+            "UPDATE instances SET is_current = 0 WHERE series_id = ? AND sop_instance = ?", (series_id, sop_instance)
+        )
 
     def _prolong(self, series: _Series, arrival: Arrival) -> None:
         self.database.execute(
@@ -275,7 +282,7 @@ class Index:
             timeline.note(self.database, series.id, n, "opened", words, at=at)
         return n
 
-    def _instance(self, series: _Series, arrival: Arrival, path: str, revision: int) -> None:
+    def _instance(self, series_id: int, arrival: Arrival, path: str, revision: int) -> None:
         header = arrival.header
         self.database.execute(
             "INSERT INTO instances"
@@ -283,7 +290,7 @@ class Index:
             " revision, instance_number, position_mm, is_localizer)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                series.id, header.uids.sop_instance, header.uids.sop_class, header.transfer_syntax, header.digest, path,
+                series_id, header.uids.sop_instance, header.uids.sop_class, header.transfer_syntax, header.digest, path,
                 header.dataset_bytes, arrival.arrived_at, arrival.association.id, revision, header.instance_number,
                 header.position_mm, int(header.is_localizer),
             ),
@@ -296,19 +303,19 @@ class Index:
                 arrival.arrived_at,
                 int(header.uids.sop_class in CT_CLASSES),
                 int(header.is_own_result),
-                series.id,
+                series_id,
             ),
         )
-        self._feed(series, arrival, instances=1)
+        self._feed(series_id, arrival, instances=1)
         self.database.count("instances")
         self.database.count("bytes", header.dataset_bytes)
 
-    def _feed(self, series: _Series, arrival: Arrival, *, instances: int) -> None:
+    def _feed(self, series_id: int, arrival: Arrival, *, instances: int) -> None:
         self.database.execute(
             "INSERT INTO association_series (association_id, series_id, instances, last_arrival) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (series_id, association_id) DO UPDATE SET instances = instances + excluded.instances,"
             " last_arrival = max(last_arrival, excluded.last_arrival)",
-            (arrival.association.id, series.id, instances, arrival.arrived_at),
+            (arrival.association.id, series_id, instances, arrival.arrived_at),
         )
         if instances:
             self.database.execute(

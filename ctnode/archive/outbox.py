@@ -49,8 +49,8 @@ def _record(row: dict[str, object]) -> Delivery:
     return Delivery(**{**row, "state": DeliveryState(str(row["state"]))})  # type: ignore[arg-type]
 
 
-def post(database: Database, revision_id: int, parcels: Sequence[Parcel]) -> None:
-    """Owe parcels, inside the current transaction; what was sent with these very bytes is not owed again."""
+def post(database: Database, revision_id: int, parcels: Sequence[Parcel], *, again: bool = False) -> None:
+    """Owe parcels, inside the current transaction; what was sent with these very bytes only if ``again``."""
     now = time.time()
     for parcel in parcels:
         row = database.execute(
@@ -66,7 +66,7 @@ def post(database: Database, revision_id: int, parcels: Sequence[Parcel]) -> Non
             continue
         delivery_id, state, digest = row
         arrived = state in {DeliveryState.SENT, DeliveryState.CONFIRMED} and digest == parcel.digest
-        if not arrived and state not in {DeliveryState.PENDING, DeliveryState.SENDING}:
+        if (again or not arrived) and state not in {DeliveryState.PENDING, DeliveryState.SENDING}:
             database.execute("UPDATE deliveries SET digest = ? WHERE id = ?", (parcel.digest, delivery_id))
             _move(database, delivery_id, DeliveryEvent.REQUEUE, "attempt = 0, due_at = ?, comment = ''", now)
 

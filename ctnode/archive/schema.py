@@ -99,6 +99,7 @@ CREATE TABLE instances (
     is_localizer INTEGER NOT NULL,
     is_current INTEGER NOT NULL DEFAULT 1
 ) STRICT;
+CREATE INDEX instances_by_path ON instances (path);
 CREATE UNIQUE INDEX instances_by_identity ON instances (series_id, sop_instance, digest, transfer_syntax);
 CREATE TABLE attempts (
     name TEXT PRIMARY KEY,

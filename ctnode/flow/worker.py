@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ import structlog
 from ctnode.archive import catalog, jobs, outbox, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
-from ctnode.config import Config
+from ctnode.config import Config, Target
 from ctnode.flow.publish import digest_of, prepare, publish
 from ctnode.ops import log
 from ctnode.ops.process import end_group, identity, is_alive, resident_bytes
@@ -154,7 +154,7 @@ class Worker:
     def _publish(self, lease: jobs.Lease, revision_id: int, answer: dict[str, Any], folder: Path, final: Path) -> None:
         report = answer["report"]
         report["dir"] = str(final)
-        parcels = self._parcels(answer["outputs"], folder, final)
+        parcels = parcels_of(self.config.targets, answer["outputs"], folder, final, self.layout.results)
         aside: list[Path] = []
 
         def publish_and_post(is_newest: bool) -> None:
@@ -168,14 +168,18 @@ class Worker:
         for old in aside:
             shutil.rmtree(old)
 
-    def _parcels(self, outputs: list[str], folder: Path, final: Path) -> list[outbox.Parcel]:
-        relative = final.relative_to(self.layout.results)
-        return [
-            outbox.Parcel(target.name, kind, str(relative / SENDABLE[kind]), digest_of(folder / SENDABLE[kind]))
-            for target in self.config.targets
-            for kind in target.send
-            if SENDABLE[kind] in outputs
-        ]
+
+def parcels_of(
+    targets: Sequence[Target], outputs: Sequence[str], folder: Path, final: Path, results: Path
+) -> list[outbox.Parcel]:
+    """Return what the targets are to get of the outputs in ``folder``, which is or will be ``final``."""
+    relative = final.relative_to(results)
+    return [
+        outbox.Parcel(target.name, kind, str(relative / SENDABLE[kind]), digest_of(folder / SENDABLE[kind]))
+        for target in targets
+        for kind in target.send
+        if SENDABLE[kind] in outputs
+    ]
 
 
 class _Child:

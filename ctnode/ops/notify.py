@@ -28,8 +28,12 @@ def notify_reloading() -> None:
 
 
 def adopt_socket() -> socket.socket | None:
-    """Return the listening socket that the service manager handed over (sd_listen_fds(3)), if any."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or int(os.environ.get("LISTEN_FDS", "0")) < 1:
+    """Return the listening socket that the service manager handed over (sd_listen_fds(3)), if any.
+
+    It was handed to this process or to the supervisor that started it.
+    """
+    owners = {str(os.getpid()), str(os.getppid())}
+    if os.environ.get("LISTEN_PID") not in owners or int(os.environ.get("LISTEN_FDS", "0")) < 1:
         return None
     adopted = socket.socket(fileno=3)
     adopted.set_inheritable(False)

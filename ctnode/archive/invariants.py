@@ -1,0 +1,62 @@
+"""What must always hold between files and rows, checked both ways by ``doctor`` and after each kill test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctnode.archive.database import Database
+from ctnode.archive.layout import Layout
+from ctnode.archive.spool import KEPT_SUFFIX
+
+
+def check_store(database: Database, layout: Layout) -> Iterator[str]:
+    """Yield each breach: a file of the store without a row, a row whose file is nowhere.
+
+    A row whose file still waits in the journal is none: it was committed and the move is finished by the next scan.
+    """
+    waiting = sum(1 for _ in layout.incoming.glob(f"*/*{KEPT_SUFFIX}"))
+    missing = 0
+    for file in _files(layout.store):
+        relative = str(file.relative_to(layout.store))
+        if database.execute("SELECT 1 FROM instances WHERE path = ? LIMIT 1", (relative,)).fetchone() is None:
+            yield f"store/{relative} has no row in the index"
+    for (path,) in database.execute("SELECT path FROM instances"):
+        if not (layout.store / path).is_file():
+            missing += 1
+            if missing > waiting:
+                yield f"the index names store/{path}, which is not there"
+
+
+def check_states(database: Database) -> Iterator[str]:
+    """Yield each breach among revisions and jobs."""
+    for series_id, count in database.execute(
+        "SELECT series_id, count(*) FROM revisions WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY series_id"
+    ):
+        if count > 1:
+            yield f"series {series_id} has {count} revisions queued or running"
+    for revision_id, state, job in database.execute(
+        "SELECT revisions.id, revisions.state, jobs.state FROM revisions"
+        " LEFT JOIN jobs ON jobs.revision_id = revisions.id"
+        " WHERE revisions.state IN ('QUEUED', 'PROCESSING', 'FAILED')"
+    ):
+        expected = {"QUEUED": {"QUEUED", "RETRY"}, "PROCESSING": {"RUNNING"}, "FAILED": {"DEAD"}}[state]
+        if job not in expected:
+            yield f"revision {revision_id} is {state} but its job is {job}"
+    for name, kept in database.execute(
+        "SELECT name, value FROM counters WHERE name IN ('instances', 'studies', 'series')"
+    ):
+        (counted,) = database.execute(f"SELECT count(*) FROM {name}").fetchone()
+        if counted != kept:
+            yield f"the counter of {name} says {kept}, the rows are {counted}"
+
+
+def check_integrity(database: Database) -> Iterator[str]:
+    """Yield what SQLite finds wrong with the file."""
+    for (line,) in database.execute("PRAGMA quick_check"):
+        if line != "ok":
+            yield f"the index is damaged: {line}"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())

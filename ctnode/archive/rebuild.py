@@ -1,0 +1,172 @@
+"""The files are the truth: the index can be made anew from them, or completed after an old backup was put back.
+
+Nothing is queued and nothing is sent: what has results is DONE, the rest is HELD "rebuilt" until somebody requeues it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ctnode.archive import timeline
+from ctnode.archive.database import Database
+from ctnode.archive.header import Header, read_header
+from ctnode.archive.index import Arrival, Association, Index
+from ctnode.archive.layout import Layout, parse_series_name
+from ctnode.archive.revisions import get, keep, newest, supersede_older
+from ctnode.words import BadInstance, RevisionState
+
+REBUILT: Final = "rebuilt"
+NOT_CT: Final = "not CT, or made by ctnode"
+BATCH: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild found."""
+
+    instances: int
+    series: int
+    done: int
+    held: int
+    unreadable: tuple[str, ...]
+
+
+def set_aside(layout: Layout) -> Path | None:
+    """Move the index out of the way and return where it is now."""
+    if not layout.database.exists():
+        return None
+    aside = layout.database.with_name(f"{layout.database.name}.before-rebuild-{time.time_ns()}")
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        file = layout.database.with_name(layout.database.name + suffix)
+        if file.exists():
+            file.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def rebuild(database: Database, layout: Layout) -> Rebuilt:
+    """Give each file of the store that has no row its row; the caller holds the keeper's lock.
+
+    The name of a file decides nothing but its split: UIDs and digest come from the file itself.
+    """
+    index = Index(database, layout, lambda _association, _n: 1.0)
+    door = index.begin_association(f"rebuild-{time.time_ns()}", {"door": REBUILT}, time.time())
+    unreadable: list[str] = []
+    batch: list[tuple[Path, Header]] = []
+    known = {row[0] for row in database.execute("SELECT path FROM instances")}
+    touched: set[int] = set()
+    count = 0
+    # Older files first: of several with one UID the newest becomes current, as when they arrived.
+    for path in sorted(_files(layout.store), key=lambda path: (path.stat().st_mtime_ns, str(path))):
+        if str(path.relative_to(layout.store)) in known:
+            continue
+        try:
+            batch.append((path, read_header(path)))
+        except (BadInstance, OSError) as error:
+            unreadable.append(f"{path.relative_to(layout.store)}: {error}")
+        if len(batch) >= BATCH:
+            touched |= _adopt(index, door, batch)
+            count += len(batch)
+            batch = []
+    touched |= _adopt(index, door, batch)
+    count += len(batch)
+    index.end_association(door, REBUILT, time.time())
+    states = [_settle(database, layout, series_id) for series_id in sorted(touched)]
+    done = states.count(RevisionState.DONE)
+    held = states.count(RevisionState.COMPLETE)
+    return Rebuilt(count, len(touched), done, held, tuple(unreadable))
+
+
+def _adopt(index: Index, door: Association, batch: list[tuple[Path, Header]]) -> set[int]:
+    """Give rows to files that lie in the store already, each under the split that its folder names."""
+    database, store = index.database, index.layout.store
+    touched = set()
+    with database.immediate():
+        for path, header in batch:
+            at = path.stat().st_mtime
+            study_id = _study(database, header.uids.study, at)
+            _, split = parse_series_name(path.parent.name)
+            series_id = _series(database, study_id, header, split, at)
+            index.adopt(series_id, Arrival(path, at, door, header), str(path.relative_to(store)))
+            touched.add(series_id)
+    return touched
+
+
+def _study(database: Database, uid: str, at: float) -> int:
+    row = database.execute("SELECT id FROM studies WHERE uid = ?", (uid,)).fetchone()
+    if row is not None:
+        return int(row[0])
+    database.count("studies")
+    return database.insert(
+        "INSERT INTO studies (uid, state, first_at, last_at) VALUES (?, 'COMPLETE', ?, ?)", (uid, at, at)
+    )
+
+
+def _series(database: Database, study_id: int, header: Header, split: int, at: float) -> int:
+    row = database.execute(
+        "SELECT id FROM series WHERE study_id = ? AND uid = ? AND split = ?", (study_id, header.uids.series, split)
+    ).fetchone()
+    if row is not None:
+        return int(row[0])
+    database.count("series")
+    return database.insert(
+        "INSERT INTO series (study_id, uid, split, modality, patient_key, frame_of_reference, rows, columns, first_at,"
+        " last_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            study_id, header.uids.series, split, header.modality, header.patient_key, header.frame_of_reference,
+            header.rows, header.columns, at, at,
+        ),
+    )  # fmt: skip
+
+
+def _settle(database: Database, layout: Layout, series_id: int) -> RevisionState:
+    """Give a series the revisions that its results name, else one that is held."""
+    study, uid, split, ct_instances, own_instances = database.execute(
+        "SELECT studies.uid, series.uid, series.split, series.ct_instances, series.own_instances FROM series"
+        " JOIN studies ON studies.id = series.study_id WHERE series.id = ?",
+        (series_id,),
+    ).fetchone()
+    place = layout.result_directory(study, uid, split, 1).parent
+    published = sorted(int(path.name[1:]) for path in place.glob("r*") if path.name[1:].isdigit())
+    with database.immediate():
+        ids = [row[0] for row in database.execute("SELECT id FROM instances WHERE series_id = ?", (series_id,))]
+        present = {row[0] for row in database.execute("SELECT n FROM revisions WHERE series_id = ?", (series_id,))}
+        last = max(present, default=0)
+        for n in published:
+            if n > last:
+                state = RevisionState.DONE if n == published[-1] else RevisionState.SUPERSEDED
+                _insert_revision(database, series_id, n, state, ids)
+        if not published or published[-1] <= last:
+            _open_held(database, series_id, last, ids)
+        revision = newest(database, series_id)
+        if revision.state is RevisionState.COMPLETE and (own_instances or not ct_instances):
+            keep(database, revision, NOT_CT)
+        elif revision.state is RevisionState.COMPLETE:
+            database.execute("UPDATE series SET hold = ? WHERE id = ?", (REBUILT, series_id))
+        return get(database, revision.id).state
+
+
+def _open_held(database: Database, series_id: int, last: int, ids: list[int]) -> None:
+    """Put what no result covers into a revision of its own, unless one is still receiving."""
+    if last and newest(database, series_id).state is RevisionState.RECEIVING:
+        return
+    _insert_revision(database, series_id, last + 1, RevisionState.COMPLETE, ids)
+    supersede_older(database, series_id, last + 1)
+
+
+def _insert_revision(database: Database, series_id: int, n: int, state: RevisionState, ids: list[int]) -> None:
+    now = time.time()
+    database.insert(
+        "INSERT INTO revisions (series_id, n, state, opened_at, last_arrival, quiet_s, deadline, verdict_at,"
+        " evidence, instances, reason) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)",
+        (series_id, n, state, now, now, now, now, json.dumps([REBUILT]), json.dumps(ids), REBUILT),
+    )
+    timeline.note(database, series_id, n, REBUILT, f"rebuilt from {len(ids)} files as {state}")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*.dcm") if path.is_file())

@@ -1,0 +1,53 @@
+"""The commands of ctnode."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ctnode import __version__
+from ctnode.cli import files, operate, running, series
+from ctnode.cli.show import Settings
+from ctnode.words import CtnodeError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration file (default: $CTNODE_CONFIG, ./config.toml, /etc/ctnode/config.toml, built-in defaults).",
+)
+@click.version_option(__version__, message="ctnode %(version)s - research use only, not a medical device")
+@click.pass_context
+def cli(context: click.Context, config_file: Path | None) -> None:
+    """Run a DICOM network node for CT: receive, complete, convert, segment lungs, send back.
+
+    Research use only; not a medical device. Exit codes: 0 done, 1 finished with findings, 2 usage, 69 unavailable,
+    78 bad configuration.
+    """
+    context.obj = Settings(config_file)
+
+
+for module in (running, files, operate, series):
+    module.register(cli)
+
+
+def main() -> None:
+    """Run the command line; errors become one line and an exit code."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
+    except click.ClickException as usage:
+        usage.show()
+        sys.exit(usage.exit_code)
+    except CtnodeError as error:
+        click.echo(f"ctnode: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"        {error.hint}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,189 @@
+"""Commands about files: process without a node, import into one, send to a destination."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import Progress as RichProgress
+
+from ctnode.archive import catalog, outbox, revisions
+from ctnode.archive.database import Database
+from ctnode.archive.layout import Layout, is_strict_uid, parse_series_name
+from ctnode.cli.show import Settings, act_as_owner, as_json
+from ctnode.config import Config, Target
+from ctnode.words import DeliveryState, ExitCode, NotFound, VolumeReport, VolumeStatus, WrongState
+
+if TYPE_CHECKING:
+    from ctnode.flow.offline import Progress
+
+SEND_WAIT_S = 60.0
+SKIPPED_SHOWN = 10
+
+_paths = click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+
+
+@click.command()
+@_paths
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the results.")
+@as_json
+@click.pass_obj
+def process(settings: Settings, paths: tuple[Path, ...], out: Path, json_wanted: bool) -> None:
+    """Turn DICOM files, folders or zips into volumes, lungs and pictures; needs no node."""
+    from ctnode.flow.offline import process as process_offline
+
+    config = settings.config()
+    reports: list[VolumeReport] = []
+    with _Bar(is_shown=sys.stderr.isatty() and not json_wanted) as bar:
+        for report in process_offline(paths, out, config, bar.note):
+            reports.append(report)
+            click.echo(json.dumps(report.as_json()) if json_wanted else _line(report))
+    for skipped in [] if json_wanted else bar.skipped[:SKIPPED_SHOWN]:
+        click.echo(f"skipped {skipped}", err=True)
+    if len(bar.skipped) > SKIPPED_SHOWN and not json_wanted:
+        click.echo(f"and {len(bar.skipped) - SKIPPED_SHOWN} more files skipped", err=True)
+    if not reports:
+        raise NotFound("no DICOM image found", hint="name files, folders or zips that hold CT images")
+    refused = any(report.status is VolumeStatus.REFUSED for report in reports)
+    raise click.exceptions.Exit(ExitCode.FINDINGS if refused else ExitCode.OK)
+
+
+class _Bar:
+    """A progress bar for a person at a terminal; silent elsewhere."""
+
+    def __init__(self, *, is_shown: bool) -> None:
+        self.skipped: list[str] = []
+        self._bar = RichProgress(console=Console(stderr=True), disable=not is_shown, transient=True)
+        self._task = self._bar.add_task("looking for DICOM", total=None)
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def note(self, progress: Progress) -> None:
+        """Show one step of the work."""
+        if progress.phase == "skipped":
+            self.skipped.append(progress.label)
+        elif progress.phase == "read":
+            self._bar.update(self._task, description=f"read {progress.done} files", total=None)
+        else:
+            self._bar.update(
+                self._task, description=progress.label[-60:], completed=progress.done, total=progress.total or None
+            )
+
+
+def _line(report: VolumeReport) -> str:
+    lines = [
+        report.series,
+        f"    volume {report.status}, lungs {report.lungs}, {sum(report.seconds.values()):.1f} s",
+        f"    {report.directory}",
+        *(f"    lungs: {reason}" for reason in report.reasons),
+        *(f"    {issue.severity} {issue.code}: {issue.action}" for issue in report.issues),
+    ]
+    return "\n".join(lines)
+
+
+@click.command("import")
+@_paths
+@as_json
+@click.pass_obj
+def import_files(settings: Settings, paths: tuple[Path, ...], json_wanted: bool) -> None:
+    """Bring DICOM files, folders or zips into the node, as if they had been sent; the files stay where they are."""
+    from ctnode.flow.importing import Outcome, import_paths
+
+    config = settings.config()
+    act_as_owner(config.root)
+    layout = Layout(config.root, config.results)
+    layout.create()
+    counts = dict.fromkeys(Outcome, 0)
+    for imported in import_paths(layout, paths, door="import"):
+        counts[imported.outcome] += 1
+        if json_wanted:
+            record = {"file": imported.name, "outcome": str(imported.outcome), "reason": imported.reason}
+            click.echo(json.dumps(record))
+        elif imported.outcome is Outcome.REFUSED:
+            click.echo(f"refused {imported.name}: {imported.reason}", err=True)
+    if not json_wanted:
+        click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+    raise click.exceptions.Exit(ExitCode.FINDINGS if counts[Outcome.REFUSED] else ExitCode.OK)
+
+
+@click.command()
+@click.argument("what")
+@click.option("--to", "name", required=True, help="Name of a [[targets]] entry.")
+@click.option("--study", help="StudyInstanceUID, where several studies hold the series.")
+@click.pass_obj
+def send(settings: Settings, what: str, name: str, study: str | None) -> None:
+    """Send to a target: WHAT is a SeriesInstanceUID (its results, recorded and tried again) or a file or folder."""
+    config = settings.config()
+    target = next((target for target in config.targets if target.name == name), None)
+    if target is None:
+        known = ", ".join(target.name for target in config.targets) or "none is configured"
+        raise NotFound(f"no target {name}", hint=f"known: {known}")
+    is_series = is_strict_uid(parse_series_name(what)[0]) and not Path(what).exists()
+    ok = _send_results(settings, target, what, study) if is_series else _send_files(config, target, Path(what))
+    raise click.exceptions.Exit(ExitCode.OK if ok else ExitCode.FINDINGS)
+
+
+def _send_files(config: Config, target: Target, path: Path) -> bool:
+    from ctnode.wire.sender import Destination, Outcome
+    from ctnode.wire.sender import send as send_all
+
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    if not path.exists():
+        raise NotFound(f"no file, folder or series {path}")
+    destination = Destination(target.name, target.ae_title, target.host, target.port)
+    ok = True
+    for result in send_all(destination, config.node.ae_title, files, config.delivery.timeout_s):
+        status = "" if result.status is None else f" status {result.status:04X}H"
+        click.echo(f"{result.path}: {result.outcome}{status} {result.comment}".rstrip())
+        ok = ok and result.outcome is Outcome.SENT
+    return ok
+
+
+def _send_results(settings: Settings, target: Target, uid: str, study: str | None) -> bool:
+    """Owe the results of a series once more, and wait a little for the deliverer."""
+    from ctnode.flow.worker import parcels_of
+
+    _, layout, database = settings.writing()
+    record = catalog.find(database, uid, study=study)
+    revision = revisions.newest(database, record.id)
+    folder = layout.result_directory(record.study, record.uid, record.split, revision.n)
+    parcels = parcels_of([target], [file.name for file in folder.glob("*")], folder, folder, layout.results)
+    if not parcels:
+        raise WrongState(f"revision {revision.n} of {record.name} has no results of the kinds that {target.name} takes")
+    with database.immediate():
+        outbox.post(database, revision.id, parcels, again=True)
+    return _await_deliveries(database, layout, record.id, target.name)
+
+
+def _await_deliveries(database: Database, layout: Layout, series_id: int, target: str) -> bool:
+    from ctnode.ops.durable import is_locked
+
+    deadline = time.monotonic() + SEND_WAIT_S
+    has_deliverer = is_locked(layout.run / "deliver.lock")
+    while True:
+        owed = [delivery for delivery in outbox.of_series(database, series_id) if delivery.target == target]
+        moving = [d for d in owed if d.state in {DeliveryState.PENDING, DeliveryState.SENDING}]
+        if not moving or not has_deliverer or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    for delivery in owed:
+        click.echo(f"{delivery.path}: {delivery.state} {delivery.comment}".rstrip())
+    if moving and not has_deliverer:
+        click.echo("queued; no deliverer runs at the moment")
+    return all(delivery.state in {DeliveryState.SENT, DeliveryState.CONFIRMED} for delivery in owed)
+
+
+def register(group: click.Group) -> None:
+    """Add the commands of this module."""
+    for command in (process, import_files, send):
+        group.add_command(command)

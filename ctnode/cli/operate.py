@@ -1,0 +1,205 @@
+"""Commands for who operates the node: status, configuration, health, index, neighbours."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ctnode import config as configuration
+from ctnode.archive import rebuild
+from ctnode.archive.database import Database, copy_to
+from ctnode.archive.doorbell import Doorbell
+from ctnode.archive.layout import Layout
+from ctnode.cli.show import Settings, act_as_owner, as_json, pairs, print_json, print_table
+from ctnode.flow.doctor import examine
+from ctnode.ops.durable import is_locked, lock
+from ctnode.ops.role import read_reports
+from ctnode.words import ExitCode, NotFound, Unavailable
+
+BACKUP_WAIT_S = 600.0
+
+
+@click.command()
+@as_json
+@click.pass_obj
+def status(settings: Settings, json_wanted: bool) -> None:
+    """Show the roles, the counters and the queue."""
+    config, layout, database = settings.reading()
+    roles = read_reports(layout.run)
+    counters = database.counters()
+    if json_wanted:
+        print_json({"root": str(config.root), "roles": [asdict(role) for role in roles], "counters": counters})
+        return
+    print_table(
+        ("role", "pid", "state", "since", "now"),
+        [(role.role, role.pid, role.state, role.started, _shown(role.counters)) for role in roles],
+        empty="no role runs",
+    )
+    click.echo("")
+    pairs({name: counters[name] for name in sorted(counters)} or {"index": "empty"})
+
+
+def _shown(counters: Any) -> str:
+    return " ".join(f"{name}={value}" for name, value in counters.items() if value not in (None, [], {}))
+
+
+@click.command("check-config")
+@click.option("--show", is_flag=True, help="Print every key with its value, where it came from, and its meaning.")
+@as_json
+@click.pass_obj
+def check_config(settings: Settings, show: bool, json_wanted: bool) -> None:
+    """Check the configuration and say what is wrong with it; touches nothing."""
+    from ctnode.wire.peers import require_policy
+
+    loaded = settings.load()
+    require_policy(loaded.config.node.host, loaded.config)
+    rows = list(configuration.explain(loaded))
+    if json_wanted:
+        print_json({key: {"value": value, "from": origin} for key, value, origin, _ in rows})
+    elif show:
+        print_table(("key", "value", "from", "meaning"), rows, empty="")
+    else:
+        click.echo(f"{loaded.file or 'defaults'}: no mistake found")
+
+
+@click.command()
+@as_json
+@click.pass_obj
+def doctor(settings: Settings, json_wanted: bool) -> None:
+    """Look for what is wrong with this node; exit code 1 if there is anything."""
+    config = settings.config()
+    findings = examine(config)
+    if json_wanted:
+        print_json([asdict(finding) for finding in findings])
+    for finding in [] if json_wanted else findings:
+        click.echo(f"{'ok  ' if finding.is_good else 'FIND'}  {finding.what}: {finding.found}")
+        if finding.hint and not finding.is_good:
+            click.echo(f"      {finding.hint}")
+    raise click.exceptions.Exit(ExitCode.OK if all(f.is_good for f in findings) else ExitCode.FINDINGS)
+
+
+@click.command("rebuild-index")
+@click.pass_obj
+def rebuild_index(settings: Settings) -> None:
+    """Make the index anew from the files; queues and sends nothing. Refused while a keeper runs."""
+    config = settings.config()
+    if not (config.root / "store").is_dir():
+        raise Unavailable(f"no node at {config.root}", hint="name another storage.root")
+    act_as_owner(config.root)
+    layout = Layout(config.root, config.results)
+    lock(layout.run / "keep.lock", owner="keeper")
+    aside = rebuild.set_aside(layout)
+    with Database(layout.database) as database:
+        database.migrate()
+        found = rebuild.rebuild(database, layout)
+    _say_rebuilt(found)
+    if aside is not None:
+        click.echo(f"the old index is {aside}")
+    raise click.exceptions.Exit(ExitCode.FINDINGS if found.unreadable else ExitCode.OK)
+
+
+def _say_rebuilt(found: rebuild.Rebuilt) -> None:
+    click.echo(
+        f"{found.instances} instances in {found.series} series: {found.done} DONE by their results, {found.held} held"
+    )
+    if found.held:
+        click.echo("held series wait: `ctnode series requeue UID` runs one")
+    for line in found.unreadable:
+        click.echo(f"not readable: store/{line}", err=True)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--restore", is_flag=True, help="Put FILE back as the index; refused while a keeper runs.")
+@click.pass_obj
+def backup(settings: Settings, file: Path, restore: bool) -> None:
+    """Copy the index to FILE while the node runs; the images themselves are files below store/."""
+    config = settings.config()
+    act_as_owner(config.root)
+    layout = Layout(config.root, config.results)
+    target = file.resolve()
+    if restore:
+        _restore(layout, target)
+        return
+    configuration.require_root(config)
+    with Database(layout.database) as database:
+        database.migrate()
+        if is_locked(layout.run / "keep.lock"):
+            _ask_keeper(database, layout, target)
+        else:
+            lock(layout.run / "keep.lock", owner="keeper")
+            copy_to(database.connection, target)
+    click.echo(f"the index is copied to {target}")
+
+
+def _ask_keeper(database: Database, layout: Layout, target: Path) -> None:
+    """Let the keeper copy on its own connection, so that its commits do not restart the copy."""
+    with database.immediate():
+        request = database.insert(
+            "INSERT INTO requests (kind, argument, asked_at) VALUES ('backup', ?, ?)", (str(target), time.time())
+        )
+    Doorbell(layout.run).ring()
+    deadline = time.monotonic() + BACKUP_WAIT_S
+    while time.monotonic() < deadline:
+        row = database.execute("SELECT ended_at, error FROM requests WHERE id = ?", (request,)).fetchone()
+        if row[0] is not None:
+            if row[1]:
+                raise Unavailable(f"the keeper could not copy: {row[1]}")
+            return
+        time.sleep(0.05)
+    raise Unavailable("the keeper did not copy the index in time", hint="see its log")
+
+
+def _restore(layout: Layout, source: Path) -> None:
+    if not source.is_file():
+        raise NotFound(f"no file {source}")
+    layout.create()
+    lock(layout.run / "keep.lock", owner="keeper")
+    aside = rebuild.set_aside(layout)
+    with Database(source, readonly=True) as old:
+        copy_to(old.connection, layout.database)
+    with Database(layout.database) as database:
+        database.migrate()
+        found = rebuild.rebuild(database, layout)
+    click.echo(f"the index is restored from {source}; what came after it was made:")
+    _say_rebuilt(found)
+    if aside is not None:
+        click.echo(f"the old index is {aside}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--all", "everybody", is_flag=True, help="All peers with a port, and all targets.")
+@as_json
+@click.pass_obj
+def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: bool) -> None:
+    """C-ECHO a peer or target by NAME."""
+    from ctnode.wire.sender import Destination
+    from ctnode.wire.sender import echo as verify
+
+    config = settings.config()
+    known = [Destination(t.name, t.ae_title, t.host, t.port) for t in config.targets]
+    known += [Destination(p.name, p.ae_title, p.host, p.port) for p in config.peers if p.port is not None]
+    chosen = known if everybody else [destination for destination in known if destination.name == name]
+    if not chosen:
+        names = ", ".join(destination.name for destination in known) or "none is configured with a port"
+        raise NotFound(f"no peer or target {name or ''}".rstrip(), hint=f"known: {names}")
+    results = [
+        (destination, verify(destination, config.node.ae_title, config.delivery.timeout_s)) for destination in chosen
+    ]
+    if json_wanted:
+        print_json([{"name": destination.name, **asdict(result)} for destination, result in results])
+    for destination, result in [] if json_wanted else results:
+        word = "answers" if result.ok else "FAILS"
+        click.echo(f"{destination.name}: {word} in {result.seconds * 1000:.1f} ms {result.detail}".rstrip())
+    raise click.exceptions.Exit(ExitCode.OK if all(result.ok for _, result in results) else ExitCode.FINDINGS)
+
+
+def register(group: click.Group) -> None:
+    """Add the commands of this module."""
+    for command in (status, check_config, doctor, rebuild_index, backup, echo):
+        group.add_command(command)

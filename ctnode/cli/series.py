@@ -1,0 +1,154 @@
+"""Commands about series and jobs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ctnode.archive import catalog, jobs, outbox, revisions, timeline
+from ctnode.archive.database import Database
+from ctnode.archive.layout import Layout
+from ctnode.cli.show import Settings, as_json, as_times, pairs, print_json, print_table
+from ctnode.words import JobState, RevisionState
+
+_study = click.option("--study", help="StudyInstanceUID, where several studies hold the series.")
+_limit = click.option("--limit", default=50, show_default=True, help="At most so many.")
+
+
+@click.group("series")
+def series_group() -> None:
+    """Look at what the node holds, and at what became of it."""
+
+
+@series_group.command("list")
+@click.option("--state", type=click.Choice([str(state) for state in RevisionState]), help="Only this state.")
+@_limit
+@as_json
+@click.pass_obj
+def list_series(settings: Settings, state: str | None, limit: int, json_wanted: bool) -> None:
+    """List series, newest first."""
+    _, _, database = settings.reading()
+    found = catalog.listing(database, state=RevisionState(state) if state else None, limit=limit)
+    if json_wanted:
+        print_json([as_times(asdict(record)) for record in found])
+        return
+    print_table(
+        ("series", "modality", "instances", "revision", "state", "verdict", "flags"),
+        [
+            (record.name, record.modality, record.instances, record.revision, _state(record), record.verdict,
+             " ".join(record.flags))
+            for record in found
+        ],
+        empty="no series yet",
+    )  # fmt: skip
+
+
+def _state(record: catalog.Series) -> str:
+    return f"{record.state} (held: {record.hold})" if record.hold else str(record.state)
+
+
+@series_group.command("show")
+@click.argument("uid")
+@_study
+@as_json
+@click.pass_obj
+def show_series(settings: Settings, uid: str, study: str | None, json_wanted: bool) -> None:
+    """Show everything about a series: who sent it, what was decided, each attempt, each delivery."""
+    _, layout, database = settings.reading()
+    record = catalog.find(database, uid, study=study)
+    whole = _whole(database, layout, record)
+    if json_wanted:
+        print_json(whole)
+        return
+    pairs(
+        {
+            "study": record.study,
+            "series": record.name,
+            "modality": record.modality,
+            "instances": f"{record.instances}, {record.bytes / 1e6:.1f} MB",
+            "resends": f"{record.duplicates} identical ones dropped",
+            "flags": " ".join(record.flags) or "none",
+            "state": f"revision {record.revision} {_state(record)} {record.reason}".strip(),
+            "verdict": f"{record.verdict}: {'; '.join(record.evidence)}" if record.verdict else "not yet",
+            "results": whole["results"] or "none",
+        }
+    )
+    click.echo("\ntimeline")
+    for entry in timeline.read(database, record.id):
+        click.echo(f"  {timeline.iso(entry.at)}  r{entry.revision}  {entry.kind:<11} {entry.text}")
+
+
+def _whole(database: Database, layout: Layout, record: catalog.Series) -> dict[str, Any]:
+    results = layout.result_directory(record.study, record.uid, record.split, record.revision)
+    return {
+        **as_times(asdict(record)),
+        "results": str(results) if results.is_dir() else "",
+        "associations": [as_times(row) for row in catalog.associations_of(database, record.id)],
+        "jobs": [as_times(asdict(job)) for job in jobs.of_series(database, record.id)],
+        "deliveries": [as_times(asdict(delivery)) for delivery in outbox.of_series(database, record.id)],
+        "timeline": [as_times(asdict(entry)) for entry in timeline.read(database, record.id)],
+    }
+
+
+@series_group.command("requeue")
+@click.argument("uid")
+@_study
+@click.pass_obj
+def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
+    """Run the pipeline on a series again; lifts a hold."""
+    _, _, database = settings.writing()
+    record = catalog.find(database, uid, study=study)
+    revision = revisions.requeue(database, record.id)
+    click.echo(f"{record.name}: revision {revision.n} is {revision.state}")
+
+
+@click.group("jobs")
+def jobs_group() -> None:
+    """Look at the queue of the workers, and change it."""
+
+
+@jobs_group.command("list")
+@click.option("--state", type=click.Choice([str(state) for state in JobState]), help="Only this state.")
+@_limit
+@as_json
+@click.pass_obj
+def list_jobs(settings: Settings, state: str | None, limit: int, json_wanted: bool) -> None:
+    """List jobs, newest first."""
+    _, _, database = settings.reading()
+    found = jobs.listing(database, state=JobState(state) if state else None, limit=limit)
+    if json_wanted:
+        print_json([as_times(asdict(job)) for job in found])
+        return
+    print_table(
+        ("job", "series", "revision", "state", "attempt", "failures", "message"),
+        [(job.id, job.series, job.revision, job.state, job.attempt, job.failures, job.message) for job in found],
+        empty="no jobs",
+    )
+
+
+@jobs_group.command("retry")
+@click.argument("job", type=int)
+@click.pass_obj
+def retry_job(settings: Settings, job: int) -> None:
+    """Queue a DEAD, DONE or cancelled job again, with its counts anew."""
+    _, _, database = settings.writing()
+    revision = revisions.requeue(database, jobs.series_of(database, job))
+    click.echo(f"job {job}: revision {revision.n} is {revision.state}")
+
+
+@jobs_group.command("cancel")
+@click.argument("job", type=int)
+@click.pass_obj
+def cancel_job(settings: Settings, job: int) -> None:
+    """Cancel a job; its series stays stored."""
+    _, _, database = settings.writing()
+    jobs.cancel(database, job)
+    click.echo(f"job {job}: CANCELLED")
+
+
+def register(group: click.Group) -> None:
+    """Add the commands of this module."""
+    group.add_command(series_group)
+    group.add_command(jobs_group)

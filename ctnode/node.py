@@ -1,0 +1,262 @@
+"""The one wiring function: starts every role of a node, keeps them alive, reloads, drains.
+
+Each role is a process of its own; the supervisor holds one pipe to each, whose end tells the role that the supervisor
+is gone. It does no work itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from ctnode import config as configuration
+from ctnode.archive.layout import Layout
+from ctnode.config import Config
+from ctnode.flow.delivery import deliver
+from ctnode.flow.keeper import keep
+from ctnode.flow.worker import work
+from ctnode.ops import log
+from ctnode.ops.durable import lock
+from ctnode.ops.notify import notify, notify_reloading
+from ctnode.ops.role import Role, die_with_parent, read_reports, sweep_reports
+from ctnode.wire.acceptor import receive
+from ctnode.words import ConfigError, ExitCode
+
+Reload = Callable[[], Config]
+
+# In the order in which they start; they stop in the order of STOP_ORDER.
+ROLES: Final = {"keep": keep, "receive": receive, "work": work, "deliver": deliver}
+STOP_ORDER: Final = (("receive",), ("work", "deliver"), ("keep",))
+FATAL: Final = frozenset({ExitCode.UNAVAILABLE, ExitCode.BAD_CONFIG})
+TURN_S: Final = 0.2
+FIRST_RESTART_S: Final = 0.5
+LONGEST_RESTART_S: Final = 30.0
+STEADY_S: Final = 30.0
+STOP_S: Final = 20.0
+# sd_listen_fds(3): the first socket of the service manager.
+LISTENING_SOCKETS: Final = (3,)
+
+
+def run_role(name: str, loader: Reload, *, supervisor: tuple[int, int] | None = None) -> int:
+    """Run one role in this process until it stops.
+
+    Parameters
+    ----------
+    name
+        A key of ``ROLES``.
+    loader
+        Reads the configuration; called again at each SIGHUP.
+    supervisor
+        Process number of the supervisor and descriptor of its pipe, if there is one.
+    """
+    config = loader()
+    log.configure(config.log, role=name)
+    if supervisor is not None:
+        die_with_parent(supervisor[0])
+    Layout(config.root, config.results).create()
+    control = supervisor[1] if supervisor is not None else None
+    with Role(name, config.root / "run", config.digest(), control=control) as role:
+        return ROLES[name](config, role, _Reloader(config, loader, role))
+
+
+class _Reloader:
+    """Takes over what can be reloaded, and says what cannot."""
+
+    def __init__(self, config: Config, loader: Reload, role: Role) -> None:
+        self._config = config
+        self._loader = loader
+        self._role = role
+        self._log: structlog.typing.FilteringBoundLogger = log.get()
+
+    def __call__(self) -> Config:
+        try:
+            fresh = self._loader()
+        except ConfigError as error:
+            self._log.error("configuration not reloaded", error=error.message)
+            return self._config
+        changes = configuration.diff(self._config, fresh)
+        taken = [change.key for change in changes if change.reloadable]
+        left = [change.key for change in changes if not change.reloadable]
+        self._config = configuration.reloaded(self._config, fresh)
+        self._role.config_digest = self._config.digest()
+        log.configure(self._config.log, role=self._role.name)
+        self._log.info("configuration reloaded", keys=taken)
+        if left:
+            self._log.warning("these keys need a restart", keys=left)
+        return self._config
+
+
+@dataclass(slots=True)
+class _Member:
+    """One role process under supervision."""
+
+    name: str
+    command: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
+    pipe: int = -1
+    started: float = 0.0
+    restart_at: float = 0.0
+    restarts: int = 0
+    has_settled: bool = False
+
+
+@dataclass(slots=True)
+class Node:
+    """The supervisor of a node."""
+
+    config: Config
+    loader: Reload
+    role: Role
+    config_file: Path | None
+    members: list[_Member] = field(default_factory=list)
+    is_ready: bool = False
+
+    def run(self) -> int:
+        """Start the roles and stay until told to stop; returns the exit code."""
+        logger = log.get()
+        reloader = _Reloader(self.config, self.loader, self.role)
+        names = ["keep", "receive", *["work"] * self.config.worker.processes, "deliver"]
+        self.members = [_Member(name, self._command(name)) for name in names]
+        code: int = ExitCode.OK
+        while not self.role.stopping:
+            for member in self.members:
+                self._tend(member)
+            fatal = [member for member in self.members if self._is_fatal(member)]
+            if fatal:
+                process = fatal[0].process
+                assert process is not None
+                code = process.returncode
+                logger.error("role cannot start", reason=fatal[0].name, exit_code=code)
+                break
+            if not self.is_ready and self._all_ready():
+                self.is_ready = True
+                self.role.ready()
+                logger.info("node ready", path=str(self.config.root))
+            if self.role.reload_wanted:
+                self.role.reload_wanted = False
+                self._reload(reloader)
+            self.role.wait(TURN_S)
+        self.role.draining()
+        self._stop()
+        return code
+
+    def _command(self, name: str) -> Sequence[str]:
+        chosen = ["--config", str(self.config_file)] if self.config_file is not None else []
+        return [sys.executable, "-m", "ctnode", *chosen, name]
+
+    def _tend(self, member: _Member) -> None:
+        """Start a role that is down and due; note how one ended."""
+        now = time.monotonic()
+        if member.process is not None:
+            code = member.process.poll()
+            if code is None:
+                if now - member.started > STEADY_S:
+                    member.restarts, member.has_settled = 0, True
+                return
+            if self._is_fatal(member):
+                return
+            os.close(member.pipe)
+            member.process = None
+            wait_s = min(LONGEST_RESTART_S, FIRST_RESTART_S * 2.0**member.restarts)
+            member.restart_at = now + wait_s
+            member.restarts += 1
+            log.get().error("role ended", reason=member.name, exit_code=code, restart_in_s=wait_s)
+        if now >= member.restart_at:
+            self._start(member)
+
+    def _start(self, member: _Member) -> None:
+        read, member.pipe = os.pipe2(os.O_CLOEXEC)
+        supervised = ["--supervised", f"{os.getpid()}:{read}"]
+        listening = LISTENING_SOCKETS if member.name == "receive" and _was_handed_sockets() else ()
+        member.process = subprocess.Popen(
+            [*member.command, *supervised],
+            pass_fds=[read, *listening],
+            stdin=subprocess.DEVNULL,
+            env=_environment(keep_sockets=bool(listening)),
+        )
+        os.close(read)
+        member.started = time.monotonic()
+
+    def _is_fatal(self, member: _Member) -> bool:
+        """Return whether a role said, before it ever ran steadily, that it can never run like this."""
+        return (
+            member.process is not None
+            and not member.has_settled
+            and not self.is_ready
+            and member.process.poll() in FATAL
+        )
+
+    def _all_ready(self) -> bool:
+        pids = {member.process.pid for member in self.members if member.process is not None}
+        ready = {report.pid for report in read_reports(self.config.root / "run") if report.state == "ready"}
+        return len(pids) == len(self.members) and pids <= ready
+
+    def _reload(self, reloader: _Reloader) -> None:
+        notify_reloading()
+        self.config = reloader()
+        for member in self.members:
+            if member.process is not None:
+                member.process.send_signal(signal.SIGHUP)
+        notify("READY=1")
+
+    def _stop(self) -> None:
+        """Stop the receivers first, so that the keeper still settles what they took."""
+        for names in STOP_ORDER:
+            leaving = [member for member in self.members if member.name in names and member.process is not None]
+            limit_s = self.config.node.drain_s + STOP_S if "receive" in names else STOP_S
+            for member in leaving:
+                assert member.process is not None
+                if member.process.poll() is None:
+                    member.process.terminate()
+            self._await(leaving, limit_s)
+
+    def _await(self, leaving: Sequence[_Member], limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        for member in leaving:
+            assert member.process is not None
+            while member.process.poll() is None and time.monotonic() < deadline:
+                self.role.wait(TURN_S / 4)
+            if member.process.poll() is None:
+                log.get().error("role killed", reason=member.name)
+                member.process.kill()
+                member.process.wait()
+            os.close(member.pipe)
+
+
+def run_node(loader: Reload, config_file: Path | None) -> int:
+    """Run a whole node until SIGTERM.
+
+    Raises
+    ------
+    Unavailable
+        If another node holds the root.
+    """
+    config = loader()
+    log.configure(config.log, role="run")
+    layout = Layout(config.root, config.results)
+    layout.create()
+    lock(layout.run / "node.lock", owner="node")
+    sweep_reports(layout.run)
+    with Role("run", layout.run, config.digest()) as role:
+        return Node(config, loader, role, config_file).run()
+
+
+def _was_handed_sockets() -> bool:
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") != "0"
+
+
+def _environment(*, keep_sockets: bool) -> dict[str, str]:
+    """Return the environment of a role: the service manager talks to the supervisor, its sockets are the receiver's."""
+    dropped = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
+    if not keep_sockets:
+        dropped |= {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}
+    return {name: value for name, value in os.environ.items() if name not in dropped}
