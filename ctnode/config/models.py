@@ -1,0 +1,199 @@
+"""Every key of the configuration, with its type, its default and its meaning in one line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+# PS3.5 6.2: up to 16 characters of the default repertoire, no backslash, not only spaces.
+AeTitle = Annotated[
+    str, StringConstraints(strip_whitespace=True, pattern=r"^[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]{0,15}$")
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+ResultKind = Literal["report"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Node(_Section):
+    """The node on the network."""
+
+    ae_title: AeTitle = Field("CTNODE", description="AE title of the node, used when it calls others")
+    host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs [[peers]]")
+    port: int = Field(11112, ge=0, le=65535, description="port to listen on; 0 takes any free one, see `ctnode status`")
+    called_ae_titles: tuple[AeTitle, ...] = Field((), description="called AE titles that are served; empty: any")
+    accept_unknown: bool = Field(default=False, description="serve callers that are not in [[peers]]")
+    drain_s: float = Field(30.0, ge=0, le=3600, description="seconds that open associations may finish after SIGTERM")
+
+
+class Storage(_Section):
+    """Where everything lies."""
+
+    root: str = Field(
+        "ctnode-data", description="folder of the node: incoming/ store/ results/ quarantine/ run/ ctnode.db"
+    )
+    results: str = Field("", description="folder of the results; empty: results/ below the root")
+    reserve_mb: int = Field(
+        1024, ge=0, description="free megabytes under which new associations are refused as transient"
+    )
+    reserve_inodes: int = Field(
+        10000, ge=0, description="free inodes under which new associations are refused as transient"
+    )
+
+
+class Receiver(_Section):
+    """The DICOM port."""
+
+    processes: int = Field(1, ge=1, le=64, description="receiver processes behind the one listening socket")
+    max_associations: int = Field(200, ge=1, le=900, description="associations at the same time, over all processes")
+    max_pdu: int = Field(131072, ge=4096, le=1048576, description="largest PDU in bytes that is offered to peers")
+    max_object_mb: int = Field(8192, ge=1, description="largest single object in megabytes that is taken")
+    request_timeout_s: Seconds = Field(30.0, description="seconds a new connection has for its A-ASSOCIATE-RQ")
+    idle_timeout_s: Seconds = Field(60.0, description="seconds an association may be silent before it is aborted")
+
+
+class Completion(_Section):
+    """When a series counts as complete."""
+
+    quiet_s: Seconds = Field(10.0, description="seconds without a new instance after which a series is complete")
+    called_ae_quiet_s: Mapping[AeTitle, Seconds] = Field(
+        {},
+        description="quiet seconds by called AE title, for example { FAST = 3 }; a peer's own quiet_s comes first",
+    )
+    max_wait_s: Seconds = Field(900.0, description="seconds since the first instance after which waiting ends")
+    association_hold_s: Seconds = Field(
+        60.0, description="seconds of silence after which an open association holds nothing"
+    )
+
+
+class Worker(_Section):
+    """Who computes, and within which limits."""
+
+    processes: int = Field(1, ge=1, le=64, description="jobs at the same time")
+    memory_mb: int = Field(4096, ge=256, description="resident megabytes at which the child of a job is stopped")
+    timeout_s: Seconds = Field(1800.0, description="seconds after which the child of a job is stopped")
+
+
+class Pipeline(_Section):
+    """What is computed."""
+
+    spacing_mm: float = Field(
+        1.0, ge=0.2, le=20, description="edge in millimetres of the isotropic voxels of ct_iso and lungs_iso"
+    )
+
+
+class Delivery(_Section):
+    """How results are sent, and sent again."""
+
+    first_retry_s: Seconds = Field(
+        10.0, description="seconds until the second try; each further one waits twice as long"
+    )
+    max_retry_s: Seconds = Field(3600.0, description="longest wait in seconds between two tries")
+    timeout_s: Seconds = Field(60.0, description="seconds a destination may take for one answer")
+
+
+class Inbox(_Section):
+    """The watched folder."""
+
+    path: str = Field("", description="folder whose files and zips are imported and then removed; empty: none")
+    settle_s: float = Field(
+        2.0, ge=0, le=3600, description="seconds a file must keep its size and time before it is read"
+    )
+
+
+class Log(_Section):
+    """What the node says."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
+    format: Literal["auto", "text", "json"] = Field(
+        "auto", description="text, json, or auto: text on a terminal, else json"
+    )
+
+
+class Peer(_Section):
+    """One sender that is known by AE title and host."""
+
+    name: Name = Field(description="name of the peer in logs and commands")
+    ae_title: AeTitle = Field(description="calling AE title of the peer")
+    host: str = Field(description="address, host name or network (10.1.2.0/24) the peer calls from")
+    port: Port | None = Field(None, description="port of the peer's own SCP, for `ctnode echo`")
+    quiet_s: Seconds | None = Field(
+        None, description="quiet time of series from this peer; default: that of [completion]"
+    )
+
+
+class Target(_Section):
+    """One destination of results."""
+
+    name: Name = Field(description="name of the destination in logs and commands")
+    ae_title: AeTitle = Field(description="called AE title of the destination")
+    host: str = Field(description="host of the destination")
+    port: Port = Field(description="port of the destination")
+    send: tuple[ResultKind, ...] = Field(("report",), description="kinds of results that are sent by themselves")
+
+
+class Config(_Section):
+    """The whole configuration, frozen."""
+
+    node: Node = Field(default_factory=Node)
+    storage: Storage = Field(default_factory=Storage)
+    receiver: Receiver = Field(default_factory=Receiver)
+    completion: Completion = Field(default_factory=Completion)
+    worker: Worker = Field(default_factory=Worker)
+    pipeline: Pipeline = Field(default_factory=Pipeline)
+    delivery: Delivery = Field(default_factory=Delivery)
+    inbox: Inbox = Field(default_factory=Inbox)
+    log: Log = Field(default_factory=Log)
+    peers: tuple[Peer, ...] = ()
+    targets: tuple[Target, ...] = ()
+
+    @property
+    def root(self) -> Path:
+        """Return the folder of the node."""
+        return Path(self.storage.root)
+
+    @property
+    def results(self) -> Path:
+        """Return the folder of the results."""
+        return Path(self.storage.results) if self.storage.results else self.root / "results"
+
+    def digest(self) -> str:
+        """Return 12 hex digits that change with any value."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+# Keys that a running node takes over on SIGHUP; everything else needs a restart.
+RELOADABLE: Final = frozenset(
+    {
+        "node.called_ae_titles", "node.accept_unknown", "node.drain_s", "storage.reserve_mb", "storage.reserve_inodes",
+        "receiver.max_associations", "receiver.max_object_mb", "receiver.request_timeout_s", "receiver.idle_timeout_s",
+        "completion.quiet_s", "completion.called_ae_quiet_s", "completion.max_wait_s", "completion.association_hold_s",
+        "worker.memory_mb", "worker.timeout_s", "pipeline.spacing_mm", "delivery.first_retry_s", "delivery.max_retry_s",
+        "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
+    }
+)  # fmt: skip
+
+LISTS: Final[Mapping[str, type[BaseModel]]] = {"peers": Peer, "targets": Target}
+
+
+def _all_keys() -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for section, outer in Config.model_fields.items():
+        model = outer.annotation
+        if section in LISTS:
+            keys[section] = outer
+            model = LISTS[section]
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            keys.update({f"{section}.{key}": inner for key, inner in model.model_fields.items()})
+    return keys
+
+
+KEYS: Final[Mapping[str, Any]] = _all_keys()
