@@ -20,6 +20,7 @@ from ctnode.ct.coarse import Coarse, Mask
 
 TISSUE_HU: Final = -500
 OPENING_MM: Final = 3.0
+RECOVERY_MM: Final = 9.0
 # Room air measures -1000 +- 20 HU on a calibrated scanner; even emphysema with its vessels is mostly denser than this.
 ROOM_AIR_HU: Final = -970
 THRESHOLD_LIMITS_HU: Final = (-600.0, -300.0)
@@ -49,13 +50,13 @@ def find_body(coarse: Coarse) -> Body | None:
     """Return the body, or None where no tissue survives the opening (air, a single wire phantom)."""
     tissue = (coarse.hu > TISSUE_HU) & ~coarse.outside
     spacing = coarse.spacing_mm
-    reach = max(OPENING_MM, 1.01 * max(spacing[1:]))
-    core = edt.edt(tissue, anisotropy=spacing, black_border=False, parallel=2) > reach
+    # Voxels larger than the ball are not opened: they show no couch shell either, but walls of two or three voxels.
+    core = edt.edt(tissue, anisotropy=spacing, black_border=False, parallel=2) > OPENING_MM
     if not core.any():
         return None
     core = cc3d.largest_k(core, k=1, connectivity=6, binary_image=True).astype(bool)
     # What the opening took from the body's own surface comes back: walls may be thinner than the ball.
-    near = edt.edt(~core, anisotropy=spacing, black_border=False, parallel=2) <= 2.0 * reach
+    near = edt.edt(~core, anisotropy=spacing, black_border=False, parallel=2) <= RECOVERY_MM
     tissue &= near
     inside, cut = _enclosed(coarse, tissue)
     return Body(tissue=tissue, inside=inside, cut=cut)
@@ -65,7 +66,7 @@ def _enclosed(
     coarse: Coarse,
     tissue: Mask,
     *,
-    lung_fraction: float = 0.6,
+    lung_fraction: float = 0.4,
     largest_edge_fraction: float = 0.35,
     smallest_cut_cm2: float = 5.0,
 ) -> tuple[Mask, Mask]:

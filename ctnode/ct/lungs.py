@@ -25,6 +25,8 @@ from ctnode.ct.grid import Volume
 from ctnode.ct.sides import AIRWAY, LEFT, RIGHT, Sides, close_and_fill, midline, separate
 from ctnode.words import LungStatus
 
+WITHOUT_MASK: Final = (LungStatus.NO_LUNGS, LungStatus.NOT_RUN)
+
 # A component is lung if it is this large (an adult's lung; a thin slab is judged by its mean area instead), ...
 SMALLEST_LUNG_ML: Final = 100.0
 SMALLEST_LUNG_AREA_CM2: Final = 25.0
@@ -54,13 +56,13 @@ class Lungs:
     ----------
     labels
         ``(z, y, x)`` uint8 on the native grid: 0 background, 1 right lung, 2 left lung, 3 airway. Vessels belong to the
-        lungs, trachea and main bronchi do not. All 0 with NO_LUNGS.
+        lungs, trachea and main bronchi do not. All 0 with NO_LUNGS and NOT_RUN.
     status, reasons
         The worst that was found, and everything that was found, in words.
     quality
         Named numbers behind the status; units are in the names.
     threshold_hu
-        Below it a voxel at the surface counts as lung; nan with NO_LUNGS.
+        Below it a voxel at the surface counts as lung; nan where there is no mask.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -74,7 +76,7 @@ def segment(volume: Volume) -> Lungs:
     """Return the lungs of ``volume``.
 
     Sides come from the affine and from anatomy, never from the order of the array. Nothing is raised for a volume
-    without lungs: NO_LUNGS with its reasons is an answer.
+    without lungs: NO_LUNGS with its reasons is an answer, and so is NOT_RUN where the values are not HU.
 
     Parameters
     ----------
@@ -82,7 +84,7 @@ def segment(volume: Volume) -> Lungs:
         ``(z, y, x)`` int16 or float32 in HU, any orthogonal orientation.
     """
     if volume.unit != "HU":
-        return _none(volume, f"the values are {volume.unit}, not HU: lungs cannot be recognised")
+        return _none(volume, f"the values are in {volume.unit}, not HU", status=LungStatus.NOT_RUN)
     coarse = coarsen(volume)
     body = find_body(coarse)
     if body is None:
@@ -116,10 +118,16 @@ def segment(volume: Volume) -> Lungs:
     return Lungs(labels, status, reasons, MappingProxyType(quality), threshold)
 
 
-def _none(volume: Volume, reason: str, quality: Mapping[str, float] | None = None) -> Lungs:
-    """Return the answer for a volume without lungs."""
+def _none(
+    volume: Volume,
+    reason: str,
+    quality: Mapping[str, float] | None = None,
+    *,
+    status: LungStatus = LungStatus.NO_LUNGS,
+) -> Lungs:
+    """Return the answer for a volume without lungs, or without the values to look for them."""
     labels = np.zeros(volume.grid.shape, dtype=np.uint8)
-    return Lungs(labels, LungStatus.NO_LUNGS, (reason,), MappingProxyType(dict(quality or {})), float("nan"))
+    return Lungs(labels, status, (reason,), MappingProxyType(dict(quality or {})), float("nan"))
 
 
 def _lung_components(coarse: Coarse, air: Mask) -> tuple[Mask | None, float]:
@@ -243,7 +251,8 @@ def _judge(
             not alone and not USUAL_RATIO[0] <= ratio <= USUAL_RATIO[1],
             f"right to left volume is {ratio:.2f}, usual is {USUAL_RATIO[0]} to {USUAL_RATIO[1]}",
         ),
-        (sides.unsure, "the lungs could not be told apart; the side rests on the midline of the body alone"),
+        (sides.unsure and not sides.merged, "its side is the side of the midline on which most of it lies"),
+        (sides.unsure and sides.merged, "it may be both: it crosses the midline and could not be cut apart"),
         # A cut lung is small for a reason that was already given.
         (
             not truncated and not USUAL_TOTAL_ML[0] <= total <= USUAL_TOTAL_ML[1],

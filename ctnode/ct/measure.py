@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctnode.ct.grid import Volume
-from ctnode.ct.lungs import Lungs
+from ctnode.ct.lungs import WITHOUT_MASK, Lungs
 from ctnode.ct.sides import LEFT, RIGHT
 from ctnode.words import LungStatus
 
@@ -89,10 +89,10 @@ def measure(volume: Volume, lungs: Lungs) -> Measurements:
     ValueError
         If the mask is not on the grid of the volume.
     """
+    if lungs.status in WITHOUT_MASK or volume.unit != "HU":
+        return Measurements(lungs.status, lungs.reasons, lungs.quality)
     if lungs.labels.shape != volume.voxels.shape:
         raise ValueError(f"the mask {lungs.labels.shape} is not on the grid of the volume {volume.voxels.shape}")
-    if lungs.status is LungStatus.NO_LUNGS or volume.unit != "HU":
-        return Measurements(lungs.status, lungs.reasons, lungs.quality)
     histograms = {label: np.zeros(_LEVELS, dtype=np.int64) for label in (RIGHT, LEFT)}
     for values, labels in zip(volume.voxels, lungs.labels, strict=True):
         for label, histogram in histograms.items():

@@ -23,7 +23,7 @@ RIGHT: Final = 1
 LEFT: Final = 2
 AIRWAY: Final = 3
 
-CLOSING_MM: Final = 8.0
+CLOSING_MM: Final = 10.0
 # What closing may add to a lung: vessels, nodules and pleural thickening, never bone or fat-free air elsewhere.
 _ADDED_HU: Final = (-600, 250)
 _SPINE_HU: Final = 200
@@ -41,11 +41,11 @@ class Sides:
     labels
         ``(s, p, l)`` uint8: 0, 1 right, 2 left.
     merged
-        Whether the lungs touched and had to be cut apart.
+        Whether the lungs touched, so that they had to be cut apart.
     cut_share
         Share of the lung voxels that border the cut.
     unsure
-        Whether the sides rest on the midline of the body alone, or the two lungs could not be told apart.
+        Whether everything carries the side on which most of it lies: a single lung, or a cut that failed.
     """
 
     labels: Labels
@@ -79,9 +79,10 @@ def separate(coarse: Coarse, lungs: Mask, middle: float) -> Sides:
     alone = len(largest) < 2 or sizes[largest[1]] < _SMALLEST_SHARE * sizes[largest[0]]
     merged, cut_share, labels = False, 0.0, np.zeros(parts.shape, dtype=np.uint8)
     if alone and smaller > _SMALLEST_SHARE * profile.sum():
+        merged = True
         halves = _cut(coarse, first)
         if halves is not None:
-            merged, labels = True, halves
+            labels = halves
             touching = (labels == RIGHT) & ndimage.binary_dilation(labels == LEFT)
             cut_share = float(touching.sum()) / float(profile.sum())
     elif not alone:

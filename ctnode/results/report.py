@@ -21,7 +21,7 @@ from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ExplicitVRLittleEndian
 
 from ctnode import __version__
 from ctnode.ct.grid import Volume
-from ctnode.ct.lungs import Lungs
+from ctnode.ct.lungs import WITHOUT_MASK, Lungs
 from ctnode.ct.measure import LungNumbers, Measurements
 from ctnode.ct.window import LUNG
 from ctnode.ops.durable import write_durable
@@ -117,7 +117,7 @@ def write_report(
     page = draw_page(volume, lungs, measurements, revision=revision)
     identity = "|".join((study, series, str(revision), volume.input_digest, __version__, settings_digest))
     dataset = _patient_and_study(volume.header, study)
-    _describe(dataset, identity, made_at, found=lungs.status is not LungStatus.NO_LUNGS)
+    _describe(dataset, identity, made_at, found=lungs.status not in WITHOUT_MASK)
     pixels = np.asarray(page, dtype=np.uint8)
     dataset.SamplesPerPixel = 3
     dataset.PhotometricInterpretation = "RGB"
@@ -197,8 +197,7 @@ def draw_page(volume: Volume, lungs: Lungs, measurements: Measurements, *, revis
     page = Image.new("RGB", _PAGE, PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((16, 12), "Lung report", font=font(24), fill=INK)
-    found = lungs.status is not LungStatus.NO_LUNGS
-    if found:
+    if lungs.status not in WITHOUT_MASK:
         legend(draw, (180, 20), size=14)
         views = Views.of(volume, lungs.labels).around_lungs()
         axial, upright = lung_planes(views)
