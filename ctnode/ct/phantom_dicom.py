@@ -111,7 +111,7 @@ def _header(index: int, grid: Grid, study_uid: str, series_uid: str) -> Dataset:
     dataset.StudyTime = dataset.SeriesTime = dataset.AcquisitionTime = dataset.ContentTime = "120000"
     dataset.AccessionNumber = ""
     dataset.Modality = "CT"
-    dataset.Manufacturer = "ctnode"
+    dataset.Manufacturer = "SYNTHETIC"
     dataset.ManufacturerModelName = "phantom"
     dataset.ReferringPhysicianName = ""
     dataset.PatientName = "PHANTOM^CHEST"
