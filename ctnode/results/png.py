@@ -35,14 +35,19 @@ _GAP: Final = 4
 _MARGIN: Final = 12
 _COLUMNS: Final = 6
 _ROWS: Final = 4
-_LUNG_LIKE_HU: Final = (-950, -600)
+_LUNG_LIKE_HU: Final = (-930, -700)
 _TISSUE_HU: Final = -200
-_LUNG_LIKE_SHARE: Final = 0.2
+_LUNG_LIKE_SHARE: Final = 0.15
 
 
 def chosen_window(volume: Volume) -> tuple[str, Window]:
-    """Return name and window that show most of ``volume``: lung where there is much of its density beside tissue."""
-    sample = volume.voxels[:: max(1, volume.voxels.shape[0] // 40), ::4, ::4]
+    """Return name and window that show most of ``volume``: lung where there is much of its density beside tissue.
+
+    Only the middle of the planes counts: couch, cushions and clothes have the density of lung too.
+    """
+    _, rows, columns = volume.voxels.shape
+    step = max(1, volume.voxels.shape[0] // 40)
+    sample = volume.voxels[::step, rows // 5 : rows - rows // 5 : 2, columns // 6 : columns - columns // 6 : 2]
     lung = np.count_nonzero((sample > _LUNG_LIKE_HU[0]) & (sample < _LUNG_LIKE_HU[1]))
     tissue = np.count_nonzero(sample > _TISSUE_HU)
     return ("lung", LUNG) if lung > _LUNG_LIKE_SHARE * tissue else ("soft tissue", MEDIASTINUM)

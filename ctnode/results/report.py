@@ -17,7 +17,7 @@ import numpy as np
 import pydicom
 from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ExplicitVRLittleEndian
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ExplicitVRLittleEndian
 
 from ctnode import __version__
 from ctnode.ct.grid import Volume
@@ -108,7 +108,8 @@ def write_report(
     volume, lungs, measurements
         What is reported; with NO_LUNGS the page shows the volume and says so.
     study, series, revision
-        What the UIDs derive from; ``study`` is also the Study Instance UID where the source's header has none.
+        What the UIDs derive from; ``study``, if it is a valid UID, is also the Study Instance UID where the source's
+        header has none.
     made_at
         Date and time of the series and its content; in UTC if it says so.
     settings_digest
@@ -150,7 +151,9 @@ def _patient_and_study(header: Dataset, study: str) -> Dataset:
             dataset[keyword] = header[keyword]
         else:
             setattr(dataset, keyword, None)
-    dataset.StudyInstanceUID = header.get("StudyInstanceUID") or study
+    # Data sets without UIDs are grouped under a name that is none; their report still needs a valid one.
+    named = study if UID(study).is_valid else derived_uid("study", study)
+    dataset.StudyInstanceUID = header.get("StudyInstanceUID") or named
     return dataset
 
 

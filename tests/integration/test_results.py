@@ -19,7 +19,7 @@ from ctnode.ct.measure import measure
 from ctnode.ct.phantom import chest
 from ctnode.results import report as report_module
 from ctnode.results.nifti import write_nifti
-from ctnode.results.png import write_lungs, write_preview
+from ctnode.results.png import chosen_window, write_lungs, write_preview
 from ctnode.results.report import DISCLAIMER, derived_uid, write_report
 from ctnode.results.sidecar import write_json
 from ctnode.words import VolumeStatus
@@ -222,6 +222,12 @@ def test_a_report_without_lungs_says_so_and_fills_the_gaps(tmp_path, without_lun
     assert "SpecificCharacterSet" not in made
 
 
+def test_a_study_without_a_uid_gets_a_valid_one_that_stays(tmp_path, without_lungs):
+    uids = {write(tmp_path / name, without_lungs, study="nouid-0a1b").StudyInstanceUID for name in ("a.dcm", "b.dcm")}
+    assert len(uids) == 1
+    assert uids.pop().is_valid
+
+
 def test_only_chosen_words_are_drawn_on_the_page(monkeypatch, example, without_lungs):
     drawn = []
     original = report_module.ImageDraw.ImageDraw.text
@@ -269,3 +275,8 @@ def test_values_that_senders_should_not_send_do_not_stop_the_report(tmp_path, ex
     volume, lungs, measurements = example
     made = write(tmp_path / "a.dcm", (volume_of(volume.voxels, volume.grid, source), lungs, measurements))
     assert made.PatientID == "x" * 80
+
+
+def test_the_window_of_the_preview_follows_what_is_there(example, without_lungs):
+    assert chosen_window(example[0])[0] == "lung"
+    assert chosen_window(without_lungs[0])[0] == "soft tissue"

@@ -60,7 +60,7 @@ def supine():
 
 def water(shape=(60, 96, 96), spacing=(4.0, 4.0, 4.0), axes=(160.0, 110.0)):
     """A water-filled ellipse along the patient, in air."""
-    nz, ny, nx = shape
+    _, ny, nx = shape
     affine = np.diag([spacing[2], spacing[1], spacing[0], 1.0])
     y = (np.arange(ny) - (ny - 1) / 2)[:, None] * spacing[1]
     x = (np.arange(nx) - (nx - 1) / 2)[None, :] * spacing[2]
