@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 
 from ctnode import __version__
 from ctnode.cli import files, operate, running, series
 from ctnode.cli.show import Settings
-from ctnode.words import CtnodeError
+from ctnode.config import Log
+from ctnode.ops import log
+from ctnode.words import CtnodeError, ExitCode
+
+# What a shell calls the end by Ctrl-C.
+INTERRUPTED: Final = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -29,6 +35,8 @@ def cli(context: click.Context, config_file: Path | None) -> None:
     78 bad configuration.
     """
     context.obj = Settings(config_file)
+    # A role configures logging anew; for the other commands this keeps libraries from quoting values of data sets.
+    log.configure(Log(level="error"), role="cli")
 
 
 for module in (running, files, operate, series):
@@ -38,11 +46,10 @@ for module in (running, files, operate, series):
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     try:
-        cli(standalone_mode=False)
+        # Outside of its standalone mode click returns the code of an Exit instead of raising it.
+        sys.exit(cli(standalone_mode=False) or ExitCode.OK)
     except click.exceptions.Abort:
-        sys.exit(130)
-    except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
+        sys.exit(INTERRUPTED)
     except click.ClickException as usage:
         usage.show()
         sys.exit(usage.exit_code)
