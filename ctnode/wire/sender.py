@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pydicom.dataset import Dataset
-from pynetdicom import _config
+from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
@@ -25,6 +26,7 @@ from ctnode.words import BadInstance
 
 # PS3.8 9.3.2.2: context IDs are the odd numbers of one byte.
 CONTEXTS_LIMIT: Final = 128
+NO_ANSWER: Final = "no answer"
 _META_BYTES: Final = 1 << 16
 
 _SUCCESS: Final = 0x0000
@@ -85,7 +87,7 @@ def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoRes
             return EchoResult(ok=False, seconds=time.monotonic() - started_s, detail=_first_line(error))
         seconds = time.monotonic() - started_s
         if status is None:
-            return EchoResult(ok=False, seconds=seconds, detail="no answer")
+            return EchoResult(ok=False, seconds=seconds, detail=NO_ANSWER)
         return EchoResult(ok=status == _SUCCESS, seconds=seconds, detail=f"status {status:04X}")
 
 
@@ -137,12 +139,21 @@ def _send_batch(
             for path, _meta in batch:
                 yield SendResult(path, Outcome.RETRY, None, why)
             return
+        is_alive = True
         accepted = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts}
         for number, (path, meta) in enumerate(batch):
             if (meta.sop_class, meta.transfer_syntax) not in accepted:
                 yield SendResult(path, Outcome.DEAD, None, "SOP class or transfer syntax not accepted")
+            elif not is_alive:
+                yield SendResult(path, Outcome.RETRY, None, "the association ended before")
             else:
-                yield _send_one(association, path, message_id=number % 0xFFFF + 1)
+                result = _send_one(association, path, message_id=number % 0xFFFF + 1)
+                if result.comment == NO_ANSWER:
+                    # The state of an association that was cut shows late in pynetdicom: another request would wait
+                    # for its whole time-out.
+                    is_alive = False
+                    association.abort()
+                yield result
 
 
 def _send_one(association: Association, path: Path, *, message_id: int) -> SendResult:
@@ -157,7 +168,7 @@ def _send_one(association: Association, path: Path, *, message_id: int) -> SendR
         return SendResult(path, Outcome.DEAD, None, _first_line(error))
     status = _status_of(answer)
     if status is None:
-        return SendResult(path, Outcome.RETRY, None, "no answer")
+        return SendResult(path, Outcome.RETRY, None, NO_ANSWER)
     return SendResult(path, outcome_of(status), status, str(answer.get("ErrorComment", "") or ""))
 
 
@@ -181,7 +192,11 @@ def _associated(
     entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
     try:
         association = entity.associate(
-            destination.host, destination.port, contexts=contexts, ae_title=destination.ae_title
+            destination.host,
+            destination.port,
+            contexts=contexts,
+            ae_title=destination.ae_title,
+            evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once)],
         )
     except OSError:
         # Only the look-up of the host raises; what fails later shows in the association.
@@ -192,6 +207,13 @@ def _associated(
     finally:
         if association.is_established:
             association.release()
+
+
+def _send_at_once(event: evt.Event) -> None:
+    """Keep command and data set from waiting for each other's acknowledgement: 44 ms an instance."""
+    transport = event.assoc.dul.socket
+    if transport is not None and transport.socket is not None:
+        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _batches(files: Sequence[tuple[Path, Meta]]) -> Iterator[list[tuple[Path, Meta]]]:
