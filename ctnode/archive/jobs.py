@@ -189,14 +189,15 @@ def fail(database: Database, lease: Lease, message: str) -> JobState:
         )
 
 
-def drain(database: Database, lease: Lease) -> None:
-    """Give a job back because the node stops; the attempt counts for nothing."""
+def give_back(database: Database, lease: Lease, reason: str, *, wait_s: float = 0.0) -> None:
+    """Give a job back that is not to blame, as when the node stops or the disk is full; the attempt counts for nothing."""
     with database.immediate():
         _check(database, lease)
-        _move_job(database, lease.job_id, JobEvent.DRAIN, "due_at = ?", time.time())
+        _move_job(database, lease.job_id, JobEvent.DRAIN, "due_at = ?, message = ?", time.time() + wait_s, reason)
         move(database, lease.revision_id, RevisionEvent.RELEASE)
         revision = get(database, lease.revision_id)
-        timeline.note(database, revision.series_id, revision.n, "attempt", f"attempt {lease.attempt} ended by a stop")
+        words = f"attempt {lease.attempt} ended: {reason}"
+        timeline.note(database, revision.series_id, revision.n, "attempt", words)
 
 
 def cancel(database: Database, job_id: int) -> None:

@@ -1,23 +1,27 @@
 """The child of a job: runs the pipeline on one revision, in a process that may be stopped at any moment.
 
-The order comes as one JSON object on standard input; the answer goes line by line to standard output: ``{"step":
-...}`` for each step, ``{"report": ...}`` at the end, or ``{"error": ...}`` with the kind and place of a fault, never
-with a value out of a data set.
+The order comes as one JSON object on standard input; the answer goes line by line to standard output: ``{"step": ...}``
+for each step, ``{"report": ...}`` at the end, ``{"storage": ...}`` when files cannot be written, or ``{"error": ...}``
+with the kind and place of a fault, never with a value out of a data set.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ctnode.config import Log, Pipeline
 from ctnode.ops import log
 from ctnode.ops.role import die_with_parent
+
+# Not the fault of the series: the job waits until the storage takes files again.
+STORAGE_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
@@ -48,6 +52,12 @@ def main() -> int:
     sys.stdout = os.fdopen(answers, "w")
     try:
         _say(run(order))
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            _say({"error": _place(error)})
+            return 1
+        _say({"storage": os.strerror(error.errno)})
+        return 1
     except MemoryError:
         _say({"error": "out of memory"})
         return 1

@@ -30,6 +30,7 @@ IDLE_S: Final = 0.5
 WATCH_S: Final = 0.05
 RENEW_S: Final = 15.0
 RETRY_S: Final = 1.0
+STORAGE_RETRY_S: Final = 15.0
 
 # Kinds of results that can be sent, and the file of each.
 SENDABLE: Final = {"report": "report.dcm"}
@@ -39,11 +40,12 @@ Reload = Callable[[], Config]
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """How a child ended: its answer, or what went wrong; neither when it was stopped by us."""
+    """How a child ended: its answer, or what went wrong with it or the storage; nothing when we stopped it."""
 
     answer: dict[str, Any] | None
     fault: str = ""
     is_drained: bool = False
+    storage_fault: str = ""
 
 
 def work(config: Config, role: Role, reload: Reload) -> int:
@@ -102,7 +104,11 @@ class Worker:
         revision = revisions.get(self.database, lease.revision_id)
         series = catalog.by_id(self.database, revision.series_id)
         final = self.layout.result_directory(series.study, series.uid, series.split, revision.n)
-        folder = prepare(final, below=self.layout.results.parent, job=lease.job_id, attempt=lease.attempt)
+        try:
+            folder = prepare(final, below=self.layout.results.parent, job=lease.job_id, attempt=lease.attempt)
+        except OSError as error:
+            self._wait_for_storage(lease, error.strerror or type(error).__name__)
+            return
         order = {
             "parent": os.getpid(),
             "files": [str(self.layout.store / path) for path in revisions.frozen_paths(self.database, revision.id)],
@@ -119,8 +125,10 @@ class Worker:
         try:
             outcome = self._watch_child(lease, order)
             if outcome.is_drained:
-                jobs.drain(self.database, lease)
+                jobs.give_back(self.database, lease, "the node stops")
                 bound.info("job given back")
+            elif outcome.storage_fault:
+                self._wait_for_storage(lease, outcome.storage_fault)
             elif outcome.answer is None:
                 state = jobs.fail(self.database, lease, outcome.fault)
                 bound.error("job failed", reason=outcome.fault, state=str(state))
@@ -129,6 +137,11 @@ class Worker:
                 bound.info("job done", status=outcome.answer["report"]["status"], seconds=time.monotonic() - began)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _wait_for_storage(self, lease: jobs.Lease, fault: str) -> None:
+        """Give the job back uncounted: a full disk is no fault of the series."""
+        jobs.give_back(self.database, lease, f"the storage takes no results: {fault}", wait_s=STORAGE_RETRY_S)
+        self._log.error("storage takes no results", job=lease.job_id, error=fault)
 
     def _watch_child(self, lease: jobs.Lease, order: dict[str, Any]) -> _Outcome:
         """Run the child; end it when it takes too much memory or time, when the lease is lost, or when we stop."""
@@ -216,6 +229,8 @@ class _Child:
         last = lines[-1] if lines else {}
         if "report" in last and self.process.returncode == 0:
             return _Outcome(last)
+        if "storage" in last:
+            return _Outcome(None, storage_fault=last["storage"])
         if "error" in last:
             return _Outcome(None, f"{last['error']}{during}")
         code = self.process.returncode
