@@ -102,6 +102,7 @@ class _Acceptor:
         role.report(port=self._listener.getsockname()[1], address=self._listening_address)
         for _ in range(self._config.receiver.processes):
             self._start_child()
+        self._report()
         while not role.stopping:
             self._loop_once()
         self._drain()

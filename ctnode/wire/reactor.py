@@ -14,8 +14,6 @@ What this relies on in pynetdicom 3.0 is written down in ``tests/unit/test_pynet
 
 from __future__ import annotations
 
-import queue
-import struct
 import threading
 import time
 from collections import deque
@@ -28,34 +26,20 @@ from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL
-from pynetdicom.dul import DULServiceProvider
-from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
-from pynetdicom.transport import AddressInformation, AssociationSocket
+from pynetdicom.transport import AddressInformation
 
 from ctnode.archive.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
-from ctnode.ops import log
 from ctnode.wire.command import Command, Malformed, command_pdus, store_response
 from ctnode.wire.contexts import Supported, needed_contexts
 from ctnode.wire.messages import Assembler, Store, TooMuch
 from ctnode.wire.peers import CONGESTED, Reject
-from ctnode.wire.stream import Filled, Stream
+from ctnode.wire.stream import Stream
+from ctnode.wire.upper import ARTIM_EXPIRED, CLOSING, TRANSPORT_CLOSED, SyncDul, SyncSocket
 from ctnode.words import StorageError
 
-ASSOCIATE_LIMIT_BYTES: Final = 1 << 20
-CONTROL_LIMIT_BYTES: Final = 1 << 10
 WAITING_REQUESTS: Final = 32
 LINGER_S: Final = 5.0
-
-_PDU_HEADER: Final = struct.Struct(">BBL")
-_A_ASSOCIATE_RQ: Final = 0x01
-_P_DATA_TF: Final = 0x04
-_KNOWN_PDUS: Final = range(0x01, 0x08)
-_ESTABLISHED: Final = "Sta6"
-_CLOSING: Final = "Sta13"
-_TRANSPORT_CLOSED: Final = "Evt17"
-_ARTIM_EXPIRED: Final = "Evt18"
-_INVALID_PDU: Final = "Evt19"
 
 
 class Session(Store, Protocol):
@@ -129,203 +113,6 @@ class SyncDimse(DIMSEServiceProvider):
             dul = cast(SyncDul, self.dul)
             dul.flush()
             dul.send_bytes(command_pdus(context_id, store_response(command, status, comment), self.maximum_pdu_size))
-
-
-class SyncSocket(AssociationSocket):
-    """The transport of pynetdicom over a stream."""
-
-    def __init__(self, assoc: SyncAssociation, stream: Stream, timeout_s: float) -> None:
-        super().__init__(assoc, client_socket=stream.connection)
-        self._stream = stream
-        self._timeout_s = timeout_s
-
-    def send(self, bytestream: bytes) -> None:
-        """Send, or tell the state machine that the connection is gone."""
-        try:
-            self._stream.send(bytestream, time.monotonic() + self._timeout_s)
-        except OSError:
-            cast(SyncDul, self.assoc.dul).is_lost = True
-            self.event_queue.put(_TRANSPORT_CLOSED)
-
-
-class SyncDul(DULServiceProvider):
-    """The upper layer without a thread of its own.
-
-    Parameters
-    ----------
-    assoc
-        The association.
-    stream
-        Its connection.
-    max_pdu_bytes
-        What the peer is told it may send in one PDU.
-    idle_timeout_s
-        Seconds from one whole PDU to the next.
-    """
-
-    def __init__(self, assoc: SyncAssociation, stream: Stream, max_pdu_bytes: int, idle_timeout_s: float) -> None:
-        super().__init__(assoc)
-        self.stream = stream
-        self.assembler: Assembler | None = None
-        self.is_lost = False
-        self._max_pdu_bytes = max_pdu_bytes
-        self._idle_timeout_s = idle_timeout_s
-        self._active_at_s = time.monotonic()
-        self._own_thread = 0
-
-    @property
-    def is_own_thread(self) -> bool:
-        """Return whether the caller is the thread that drives this association."""
-        return threading.get_ident() == self._own_thread
-
-    @property
-    def is_over(self) -> bool:
-        """Return whether the state machine is idle again, or on its way there."""
-        return self._kill_thread or self.state_machine.current_state in ("Sta1", _CLOSING)
-
-    def adopt_thread(self) -> None:
-        """Make the calling thread the one that drives."""
-        self._own_thread = threading.get_ident()
-
-    def touch(self) -> None:
-        """Begin the silence that ``idle_timeout_s`` limits anew: the node itself was busy."""
-        self._active_at_s = time.monotonic()
-
-    def is_alive(self) -> bool:
-        """Return False: there is no thread that pynetdicom would have to wait for."""
-        return False
-
-    def send_pdu(self, primitive: Any) -> None:
-        """Queue a primitive; the association's own thread sends it at once, others wake that thread."""
-        super().send_pdu(primitive)
-        if self.is_own_thread:
-            self.flush()
-        else:
-            self.stream.wake()
-
-    def send_bytes(self, data: bytes) -> None:
-        """Send encoded PDUs as they are."""
-        if self.socket is not None and not self.is_over:
-            self.socket.send(data)
-            self.flush()
-
-    def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
-        """Return what the peer asks of the association; the own thread drives the connection while waiting."""
-        if wait and self.is_own_thread:
-            self.pump_until(lambda: not self.to_user_queue.empty(), timeout)
-            wait = False
-        return super().receive_pdu(wait, timeout)
-
-    def pump_until(self, condition: Any, timeout_s: float | None) -> None:
-        """Drive the connection until the condition holds, the time is over, or the association is."""
-        deadline_s = time.monotonic() + (self._idle_timeout_s if timeout_s is None else timeout_s)
-        self.flush()
-        while not condition() and not self.is_over:
-            if not self.step(deadline_s):
-                return
-
-    def flush(self) -> None:
-        """Let the state machine act on everything that waits."""
-        while not self._kill_thread:
-            try:
-                event = self.event_queue.get_nowait()
-            except queue.Empty:
-                if not self._process_recv_primitive():
-                    return
-                continue
-            self._act(event)
-
-    def _act(self, event: str) -> None:
-        try:
-            self.state_machine.do_action(event)
-        except InvalidEventError:
-            # A primitive that came too late, such as an answer to a peer that has gone; the peer's own events fit all
-            # states in which there is a connection.
-            if not self.to_provider_queue.empty():
-                self.to_provider_queue.get_nowait()
-        except Exception as error:  # noqa: BLE001 - pynetdicom raises whatever hostile bytes make it raise
-            log.get().warning("association failed", error=type(error).__name__, step=event)
-            if event == _INVALID_PDU:
-                self._kill_thread = True
-            else:
-                self._kill_thread = False
-                self.event_queue.put(_INVALID_PDU)
-
-    def step(self, deadline_s: float | None = None) -> bool:
-        """Handle one PDU, or wait for more bytes.
-
-        Parameters
-        ----------
-        deadline_s
-            On the monotonic clock; never later than the idle time-out.
-
-        Returns
-        -------
-        bool
-            False if the deadline passed.
-        """
-        self.flush()
-        if self._kill_thread or self._take_pdu():
-            return True
-        idle_s = self._active_at_s + self._idle_timeout_s
-        outcome = self.stream.fill(idle_s if deadline_s is None else min(deadline_s, idle_s))
-        if outcome is Filled.CLOSED:
-            self.is_lost = True
-            self.cut(_TRANSPORT_CLOSED)
-        return outcome is not Filled.EXPIRED
-
-    def refuse(self) -> None:
-        """Tell the state machine that the peer sent what cannot be (PS3.8 Table 9-10, Evt19)."""
-        self.stream.consume(self.stream.available_bytes)
-        self.cut(_INVALID_PDU)
-
-    def _take_pdu(self) -> bool:
-        """Handle the PDU at the start of the buffer if it is whole; nothing is buffered beyond the limits."""
-        stream = self.stream
-        if stream.available_bytes < _PDU_HEADER.size:
-            stream.require(_PDU_HEADER.size)
-            return False
-        kind, _reserved, length = _PDU_HEADER.unpack_from(stream.view, stream.start)
-        if kind not in _KNOWN_PDUS or length > self._limit_bytes(kind):
-            self.refuse()
-            return True
-        whole = _PDU_HEADER.size + length
-        if stream.available_bytes < whole:
-            stream.require(whole)
-            return False
-        pdu = stream.view[stream.start : stream.start + whole]
-        self._active_at_s = time.monotonic()
-        try:
-            if kind == _P_DATA_TF and self.assembler is not None and self.state_machine.current_state == _ESTABLISHED:
-                self.assembler.take(pdu[_PDU_HEADER.size :])
-                self._active_at_s = time.monotonic()
-            else:
-                self._decode(pdu)
-        except (Malformed, TooMuch):
-            self.refuse()
-            return True
-        stream.consume(whole)
-        self.flush()
-        return True
-
-    def _limit_bytes(self, kind: int) -> int:
-        if kind == _P_DATA_TF:
-            return self._max_pdu_bytes
-        return ASSOCIATE_LIMIT_BYTES if kind == _A_ASSOCIATE_RQ else CONTROL_LIMIT_BYTES
-
-    def _decode(self, pdu: memoryview) -> None:
-        try:
-            decoded, event = self._decode_pdu(bytearray(pdu))
-        except Exception as error:
-            # The decoder of pynetdicom raises whatever hostile bytes make it raise.
-            raise Malformed("the PDU cannot be decoded") from error
-        self._recv_pdu.put(decoded)
-        self.event_queue.put(event)
-
-    def cut(self, event: str) -> None:
-        """Let the state machine know of a time-out or a lost connection."""
-        self.event_queue.put(event)
-        self.flush()
 
 
 class SyncAcse(ACSE):
@@ -424,16 +211,16 @@ class SyncAssociation(Association):
         finally:
             # What has begun and not ended is discarded before the end is written down.
             self.session.close("lost")
-            if self.dul.state_machine.current_state == _CLOSING:
+            if self.dul.state_machine.current_state == CLOSING:
                 self.stream.linger(time.monotonic() + LINGER_S)
-                self.dul.cut(_TRANSPORT_CLOSED)
+                self.dul.cut(TRANSPORT_CLOSED)
             self.stream.close()
 
     def _negotiate(self) -> None:
         request = self.dul.receive_pdu(wait=True, timeout=self._request_timeout_s)
         if not isinstance(request, A_ASSOCIATE):
             if not self.dul.is_over:
-                self.dul.cut(_ARTIM_EXPIRED)
+                self.dul.cut(ARTIM_EXPIRED)
             return
         self.requestor.primitive = request
         rejection = self.session.admit(str(request.calling_ae_title), str(request.called_ae_title))
