@@ -188,7 +188,10 @@ def _header(view: memoryview, size: int) -> Header:
         raise BadInstance("the file carries no digest of its data set")
     start = meta.dataset_start
     if meta.transfer_syntax == elements.DEFLATED_LITTLE:
-        found = elements.scan(elements.inflate(view[start:]), meta.transfer_syntax, _INDEXED)
+        with view[start:] as deflated:
+            # Released even when an exception holds the frame: a mapping with open views cannot be closed.
+            inflated = elements.inflate(deflated)
+        found = elements.scan(inflated, meta.transfer_syntax, _INDEXED)
     else:
         found = elements.scan(view, meta.transfer_syntax, _INDEXED, start=start)
     big = meta.transfer_syntax == elements.EXPLICIT_BIG
@@ -224,9 +227,11 @@ def _unsigned_short(value: bytes, *, big: bool) -> int:
 
 def _integer(value: bytes) -> int | None:
     try:
-        return int(text(value).partition("\\")[0])
+        number = int(text(value).partition("\\")[0])
     except ValueError:
         return None
+    # PS3.5 6.2: IS is a signed 32-bit integer.
+    return number if abs(number) <= 1 << 31 else None
 
 
 def _numbers(value: bytes) -> list[float]:

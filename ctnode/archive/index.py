@@ -7,6 +7,7 @@ finds it and finishes the move.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from ctnode.archive import timeline
 from ctnode.archive.database import Database
-from ctnode.archive.header import Header
+from ctnode.archive.header import Header, identity
 from ctnode.archive.layout import Layout
 from ctnode.archive.revisions import supersede_older
 from ctnode.words import STUDY_TRANSITIONS, RevisionState, StudyEvent, StudyState, next_state
@@ -153,22 +154,38 @@ class Index:
         study_id = self._study(header.uids.study, arrival.arrived_at)
         series = self._series(study_id, arrival)
         known = self.database.execute(
-            "SELECT path, digest, transfer_syntax FROM instances WHERE series_id = ? AND sop_instance = ?",
+            "SELECT path, digest, transfer_syntax, association_id, arrived_at FROM instances"
+            " WHERE series_id = ? AND sop_instance = ?",
             (series.id, header.uids.sop_instance),
         ).fetchall()
-        for path, digest, transfer_syntax in known:
+        for path, digest, transfer_syntax, *arrived in known:
             if digest == header.digest and transfer_syntax == header.transfer_syntax:
-                self._again(series, arrival)
+                if arrived != [arrival.association.id, arrival.arrived_at]:
+                    # Else it is the file of this very row, whose move a crash cut short.
+                    self._again(series, arrival)
                 return Placement(arrival.path, self.layout.store / path, series.id, is_new=False)
-        suffix = f".{header.digest[:12]}" if known else ""
-        final = self.layout.store_path(
-            header.uids.study, header.uids.series, series.split, header.uids.sop_instance, suffix=suffix
-        )
+        final = self._free_path(series, header, is_conflict=bool(known))
         if known:
             self._conflict(series, arrival)
         revision = self._revision(series, arrival)
         self._instance(series.id, arrival, str(final), revision)
         return Placement(arrival.path, self.layout.store / final, series.id, is_new=True)
+
+    def _free_path(self, series: _Series, header: Header, *, is_conflict: bool) -> Path:
+        """Return a path that no row has: what follows the UID tells apart other bytes, and the same in other encodings.
+
+        Twelve hex digits can be twelve digits, and the result another instance's UID.
+        """
+        whole = hashlib.sha256(identity(header.digest, header.transfer_syntax).encode()).hexdigest()
+        suffixes = ["", f".{header.digest[:12]}", f".{whole[:12]}", f".{whole}"]
+        for suffix in suffixes[int(is_conflict) :]:
+            final = self.layout.store_path(
+                header.uids.study, header.uids.series, series.split, header.uids.sop_instance, suffix=suffix
+            )
+            taken = self.database.execute("SELECT 1 FROM instances WHERE path = ? LIMIT 1", (str(final),)).fetchone()
+            if taken is None:
+                break
+        return final
 
     def adopt(self, series_id: int, arrival: Arrival, path: str) -> None:
         """Give a row to a file that lies in the store already, inside the current transaction."""

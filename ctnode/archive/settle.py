@@ -1,14 +1,18 @@
 """From journal to store: scan, read, commit the row, then rename; nothing is lost in between.
 
 A file is noted as attempted before it is touched. What failed twice goes to quarantine with a FAILED row; every other
-file is settled in the order of its arrival.
+file is settled in the order of its arrival. A batch that ended with its keeper is tried again one file at a time, so
+that the file that did it becomes known and its neighbours go on.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,13 +23,21 @@ import structlog
 
 from ctnode.archive.header import read_header, read_meta
 from ctnode.archive.index import Arrival, Association, Index, Placement
-from ctnode.archive.spool import JOURNAL_NAME, KEPT_SUFFIX, PART_SUFFIX
+from ctnode.archive.spool import HEAD_BYTES, JOURNAL_NAME, KEPT_SUFFIX, PART_SUFFIX
 from ctnode.ops import log
 from ctnode.ops.durable import crash_point, fsync_directory, make_directories
 from ctnode.words import BadInstance
 
 BATCH: Final = 200
 MAX_ATTEMPTS: Final = 2
+# So long a receiver may take from making a journal's folder to its first record.
+UNBORN_S: Final = 60.0
+
+# The names that the spool gives; whatever else lies in incoming/ belongs to somebody else and is left alone.
+_JOURNAL: Final = re.compile(r"[0-9]{19}-[0-9a-f]{8}")
+_ARRIVAL: Final = re.compile(r"[0-9]{19}-[0-9]{6,}" + re.escape(KEPT_SUFFIX))
+# Faults of this process, not of the file that it wanted to read.
+_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,8 @@ class Settler:
         self.index = index
         self.layout = index.layout
         self._known: dict[str, _Known] = {}
+        self._left: set[str] = set()
+        self._alone: set[str] = set()
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def scan(self) -> Scan:
@@ -90,8 +104,12 @@ class Settler:
 
     def _journals(self) -> Iterator[Path]:
         with os.scandir(self.layout.incoming) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-        return (self.layout.incoming / name for name in names)
+            names = [
+                entry.name
+                for entry in entries
+                if _JOURNAL.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+            ]
+        return (self.layout.incoming / name for name in sorted(names) if name not in self._left)
 
     def _association(self, directory: Path) -> _Known | None:
         known = self._known.get(directory.name)
@@ -99,10 +117,16 @@ class Settler:
             return known
         opened, at = _first_record(directory)
         if opened is None:
-            if not _is_open(directory):
+            if _is_open(directory):
+                return None
+            # It may have begun and ended since the first look.
+            opened, at = _first_record(directory)
+        if opened is None:
+            names, _ = _listing(directory)
+            if not names:
                 self._drop_unborn(directory)
-                return None if not directory.exists() else self._learn(directory, {}, _arrival_s(directory.name))
-            return None
+                return None
+            opened, at = {}, _arrival_s(directory.name)
         return self._learn(directory, opened, at)
 
     def _learn(self, directory: Path, opened: dict[str, object], at: float) -> _Known:
@@ -112,36 +136,58 @@ class Settler:
 
     def _drop_unborn(self, directory: Path) -> None:
         """Remove a journal whose first record never reached the disk; it cannot hold an acknowledged instance."""
-        if not any(name.endswith(KEPT_SUFFIX) for name in os.listdir(directory)):
-            _remove_journal(directory)
+        if time.time() - _arrival_s(directory.name) > UNBORN_S:
+            self._remove(directory)
 
     def _settle(self, files: Sequence[tuple[Path, _Known]]) -> tuple[Placement, ...]:
-        names = [f"{path.parent.name}/{path.name}" for path, _ in files]
-        attempts = self.index.note_attempts(names)
+        attempts = self.index.note_attempts([_name(path) for path, _ in files])
+        fresh = [(path, known) for path, known in files if attempts[_name(path)] == 1]
+        placements = self._settle_together(fresh, attempts)
+        for path, known in files:
+            if attempts[_name(path)] > 1:
+                placements += self._settle_alone(path, known, attempts)
+        return placements
+
+    def _settle_alone(self, path: Path, known: _Known, attempts: dict[str, int]) -> tuple[Placement, ...]:
+        """Settle one file of a batch that did not end well; one that ended its keeper twice is not touched again."""
+        name = _alone(path)
+        if name not in self._alone:
+            # Once in each process: what counts is how many of them did not survive it.
+            self._alone.add(name)
+            deaths = self.index.note_attempts([name])[name] - 1
+            if deaths >= MAX_ATTEMPTS:
+                self._quarantine(path, known, f"reading it ended the keeper {deaths} times")
+                return ()
+        return self._settle_together([(path, known)], attempts)
+
+    def _settle_together(self, files: Sequence[tuple[Path, _Known]], attempts: dict[str, int]) -> tuple[Placement, ...]:
         arrivals: list[Arrival] = []
-        settled_names: list[str] = []
-        for (path, known), name in zip(files, names, strict=True):
+        for path, known in files:
             try:
                 header = read_header(path)
             except FileNotFoundError:
                 continue
             except (BadInstance, OSError) as error:
-                self._failed(path, known, attempts[name], error)
+                if isinstance(error, BadInstance) or error.errno not in _OURS:
+                    self._failed(path, known, attempts[_name(path)], error)
                 continue
             arrivals.append(Arrival(path, _arrival_s(path.name), known.association, header))
-            settled_names.append(name)
         if not arrivals:
             return ()
-        placements = self.index.take(arrivals, settled_names)
+        settled = [arrival.path for arrival in arrivals]
+        placements = self.index.take(arrivals, [of(path) for path in settled for of in (_name, _alone)])
         crash_point("keeper.between-commit-and-rename")
         self._move(placements)
+        self._alone.difference_update(map(_alone, settled))
         return placements
 
     def _failed(self, path: Path, known: _Known, attempts: int, error: Exception) -> None:
         reason = str(error) if isinstance(error, BadInstance) else f"cannot be read: {type(error).__name__}"
         self._log.warning("instance not settled", path=path.name, attempt=attempts, reason=reason)
-        if attempts < MAX_ATTEMPTS:
-            return
+        if attempts >= MAX_ATTEMPTS:
+            self._quarantine(path, known, reason)
+
+    def _quarantine(self, path: Path, known: _Known, reason: str) -> None:
         quarantined = self.layout.quarantine / f"{path.parent.name}-{path.name}"
         self.index.quarantine(quarantined, known.association.name, reason)
         path.rename(quarantined)
@@ -166,7 +212,8 @@ class Settler:
 
     def _drop(self, placement: Placement) -> None:
         """Remove an arrival that the store holds already; should it hold other bytes there, keep both."""
-        if _own_digest(placement.source) == _own_digest(placement.final):
+        arrived = _identity(placement.source)
+        if arrived is not None and arrived == _identity(placement.final):
             placement.source.unlink(missing_ok=True)
             return
         quarantined = self.layout.quarantine / f"{placement.source.parent.name}-{placement.source.name}"
@@ -180,20 +227,43 @@ class Settler:
         """Write down how an association ended, and remove its empty journal."""
         how, at = _last_record(directory)
         self.index.end_association(known.association, how, at or known.last_arrival)
-        _remove_journal(directory)
+        self._remove(directory)
         del self._known[directory.name]
 
+    def _remove(self, directory: Path) -> None:
+        """Remove an ended journal; one with foreign files in it is left where it is and not looked at again."""
+        try:
+            _remove_journal(directory)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.EPERM}:
+                raise
+            self._left.add(directory.name)
+            self._log.warning("journal not removed", path=directory.name, reason="it holds files that are not ours")
 
-def _own_digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        meta = read_meta(file.read(4096))
-    return meta.own_digest if meta is not None else b""
+
+def _name(path: Path) -> str:
+    """Return how attempts at a file are counted."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def _alone(path: Path) -> str:
+    """Return how attempts at a file by itself are counted."""
+    return f"{_name(path)} alone"
+
+
+def _identity(path: Path) -> tuple[bytes, str] | None:
+    try:
+        with path.open("rb") as file:
+            meta = read_meta(file.read(HEAD_BYTES))
+    except BadInstance:
+        return None
+    return (meta.own_digest, meta.transfer_syntax) if meta is not None else None
 
 
 def _listing(directory: Path) -> tuple[list[str], bool]:
     """Return the kept files in the order of arrival, and whether one is being written."""
     names = os.listdir(directory)
-    kept = sorted(name for name in names if name.endswith(KEPT_SUFFIX))
+    kept = sorted(name for name in names if _ARRIVAL.fullmatch(name))
     return kept, any(name.endswith(PART_SUFFIX) for name in names)
 
 

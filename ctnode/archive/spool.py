@@ -21,6 +21,7 @@ import secrets
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,6 +127,7 @@ class Journal:
         self._sequence = 0
         self._incoming = spool.incoming
         self._durable = False
+        self._file = -1
         try:
             self.directory.mkdir(mode=0o700)
         except OSError as error:
@@ -137,6 +139,9 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             self._append({"what": "opened", **_fields(opened)})
         except OSError as error:
+            if self._file >= 0:
+                _close(self._file)
+                self._file = -1
             self._remove_empty()
             raise _storage_error(error) from error
 
@@ -188,7 +193,7 @@ class Journal:
             # Without an end record the keeper calls the association aborted, which is what a full disk made of it.
             return
         finally:
-            os.close(self._file)
+            _close(self._file)
             self._file = -1
 
     def _make_durable(self) -> None:
@@ -271,8 +276,8 @@ class Incoming:
             os.pwrite(self._file, digest, self._digest_at)
             crash_point("spool.before-fsync")
             os.fdatasync(self._file)
-            os.close(self._file)
-            self._file = -1
+            # What fsync took is durable; closing adds nothing to it.
+            self._close()
             crash_point("spool.before-rename")
             kept = Path(f"{self._stem}{KEPT_SUFFIX}")
             self._part.rename(kept)
@@ -286,7 +291,7 @@ class Incoming:
         try:
             fsync_directory(self._journal.directory)
         except OSError as error:
-            kept.unlink(missing_ok=True)
+            _unlink(kept)
             raise _storage_error(error) from error
         crash_point("spool.before-acknowledgement")
         self._journal.kept += 1
@@ -294,14 +299,13 @@ class Incoming:
 
     def discard(self) -> None:
         """Remove what was written so far."""
+        self._close()
+        _unlink(self._part)
+
+    def _close(self) -> None:
         if self._file >= 0:
-            os.close(self._file)
+            _close(self._file)
             self._file = -1
-        try:
-            self._part.unlink(missing_ok=True)
-        except OSError:
-            # Read-only or failing: the keeper sweeps .part files of ended associations.
-            return
 
     def _put(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data)
@@ -318,8 +322,13 @@ class Incoming:
         try:
             uids = read_uids(self._head, self._transfer_syntax, whole=self.size_bytes == len(self._head))
         except ShortBuffer:
-            with mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                uids = read_uids(view[self._dataset_start :], self._transfer_syntax, whole=True)
+            with (
+                mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) as mapped,
+                memoryview(mapped) as view,
+                # Released even when an exception holds the frame: a mapping with open views cannot be closed.
+                view[self._dataset_start :] as dataset,
+            ):
+                uids = read_uids(dataset, self._transfer_syntax, whole=True)
         if not uids.sop_instance:
             raise BadInstance("no SOP Instance UID in the data set")
         if not uids.sop_class:
@@ -331,6 +340,18 @@ class Incoming:
         require_keepable(uids.study, "Study Instance UID")
         require_keepable(uids.series, "Series Instance UID")
         return uids
+
+
+def _close(descriptor: int) -> None:
+    with suppress(OSError):
+        # Linux gives the descriptor back whatever close() says.
+        os.close(descriptor)
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        # Read-only or failing: the keeper sweeps .part files of ended associations.
+        path.unlink(missing_ok=True)
 
 
 def _file_meta(opened: Opened, transfer_syntax: str, sop_class: str, sop_instance: str) -> tuple[bytes, int]:
