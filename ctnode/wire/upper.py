@@ -151,7 +151,7 @@ class SyncDul(DULServiceProvider):
             if not self.to_provider_queue.empty():
                 self.to_provider_queue.get_nowait()
         except Exception as error:  # noqa: BLE001 - pynetdicom raises whatever hostile bytes make it raise
-            log.get().warning("association failed", error=type(error).__name__, step=event)
+            log.get().warning("peer sent what cannot be read", exception=type(error).__name__, step=event)
             if event == INVALID_PDU:
                 self._kill_thread = True
             else:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import shutil
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
+from structlog.testing import capture_logs
 
 from ctnode.config import Config, Node, Peer
 from ctnode.config import Receiver as ReceiverKeys
@@ -50,6 +52,17 @@ pytestmark = pytest.mark.integration
 
 COMMITMENT = "1.2.840.10008.1.20.1"
 COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
+
+
+OUR_FAULTS = {"association failed", "instance failed"}
+
+
+@pytest.fixture(autouse=True)
+def no_fault_of_ours() -> Iterator[None]:
+    """Whatever a peer does, nothing of ours may break over it."""
+    with capture_logs() as lines:
+        yield
+    assert not [line for line in lines if line["event"] in OUR_FAULTS]
 
 
 @pytest.fixture
@@ -122,6 +135,27 @@ def test_stores_without_waiting_are_answered_in_order(node: Receiver) -> None:
         assert {answer.status for answer in answers} == {0}
         peer.release()
     assert node.kept() == contents
+
+
+def test_nothing_is_answered_before_file_and_names_are_synced(node: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bool] = []
+
+    def watched(original: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(descriptor: int) -> None:
+            original(descriptor)
+            synced.append(bool(select.select([peer.socket], [], [], 0.05)[0]))
+
+        return sync
+
+    with RawPeer(node.port) as peer:
+        peer.associate()
+        monkeypatch.setattr(os, "fsync", watched(os.fsync))
+        monkeypatch.setattr(os, "fdatasync", watched(os.fdatasync))
+        assert peer.store(uid(5), data_set(uid(5))).status == 0
+        # The journal's file, its folder, and incoming/ once for the association; then file and folder of the instance.
+        assert synced == [False] * 5
+        assert peer.store(uid(6), data_set(uid(6))).status == 0
+        assert synced == [False] * 7
 
 
 def test_pynetdicom_stores_echoes_and_releases(node: Receiver, tmp_path: Path) -> None:
