@@ -190,7 +190,7 @@ def fail(database: Database, lease: Lease, message: str) -> JobState:
 
 
 def give_back(database: Database, lease: Lease, reason: str, *, wait_s: float = 0.0) -> None:
-    """Give a job back that is not to blame, as when the node stops or the disk is full; the attempt counts for nothing."""
+    """Give back a job that is not to blame, as when the node stops or the disk is full; the attempt is not counted."""
     with database.immediate():
         _check(database, lease)
         _move_job(database, lease.job_id, JobEvent.DRAIN, "due_at = ?, message = ?", time.time() + wait_s, reason)
