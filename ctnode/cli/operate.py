@@ -53,10 +53,11 @@ def _shown(counters: Any) -> str:
 @click.pass_obj
 def check_config(settings: Settings, show: bool, json_wanted: bool) -> None:
     """Check the configuration and say what is wrong with it; touches nothing."""
+    from ctnode.wire.listener import listening_address
     from ctnode.wire.peers import require_policy
 
     loaded = settings.load()
-    require_policy(loaded.config.node.host, loaded.config)
+    require_policy(listening_address(loaded.config.node.host), loaded.config)
     rows = list(configuration.explain(loaded))
     if json_wanted:
         print_json({key: {"value": value, "from": origin} for key, value, origin, _ in rows})

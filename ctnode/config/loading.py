@@ -144,7 +144,7 @@ def _explain_fault(fault: Any) -> str:
         return f"{place}: no such key{_nearest(known)}"
     meaning = KEYS[known].description if known in KEYS else ""
     shown = "" if fault["type"] == "missing" else f", not {fault['input']!r}"
-    return f"{place}: {fault['msg']}{shown}" + (f"; it is the {meaning}" if meaning else "")
+    return f"{place}: {fault['msg']}{shown}" + (f" (meaning: {meaning})" if meaning else "")
 
 
 def _nearest(dotted: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Final
+from typing import Any, Final
 
 from ctnode.config import Config
 from ctnode.ops.notify import adopt_socket
@@ -36,13 +36,26 @@ def open_listener(config: Config) -> socket.socket:
     return listener
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def listening_address(host: str) -> str:
+    """Return the address that a socket bound to ``host`` has.
+
+    Raises
+    ------
+    Unavailable
+        If the name has no address.
+    """
+    return str(_resolve(host, 0)[4][0])
+
+
+def _resolve(host: str, port: int) -> tuple[Any, ...]:
     try:
-        family, kind, protocol, _name, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise Unavailable(f"cannot listen on {host}: {error.strerror}", hint="check node.host") from None
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _name, address = _resolve(host, port)
     listener = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
