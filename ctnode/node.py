@@ -1,13 +1,14 @@
 """The one wiring function: starts every role of a node, keeps them alive, reloads, drains.
 
-Each role is a process of its own; the supervisor holds one pipe to each, whose end tells the role that the supervisor
-is gone. It does no work itself.
+Each role is a process of its own; the supervisor holds one line to each. Its end tells the role that the supervisor is
+gone; the bytes that come out of it tell the supervisor that the role turns. It does no work itself.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +43,8 @@ FIRST_RESTART_S: Final = 0.5
 LONGEST_RESTART_S: Final = 30.0
 STEADY_S: Final = 30.0
 STOP_S: Final = 20.0
+# A role gives a sign of life every second; the keeper may wait longer than that for a slow disk.
+SILENCE_S: Final = 20.0
 # sd_listen_fds(3): the first socket of the service manager.
 LISTENING_SOCKETS: Final = (3,)
 
@@ -56,15 +59,18 @@ def run_role(name: str, loader: Reload, *, supervisor: tuple[int, int] | None = 
     loader
         Reads the configuration; called again at each SIGHUP.
     supervisor
-        Process number of the supervisor and descriptor of its pipe, if there is one.
+        Process number of the supervisor and descriptor of the line to it, if there is one.
     """
     config = loader()
     log.configure(config.log, role=name)
     if supervisor is not None:
         die_with_parent(supervisor[0])
-    Layout(config.root, config.results).create()
+    layout = Layout(config.root, config.results)
+    layout.create()
+    if supervisor is None:
+        sweep_reports(layout.run)
     control = supervisor[1] if supervisor is not None else None
-    with Role(name, config.root / "run", config.digest(), control=control) as role:
+    with Role(name, layout.run, config.digest(), control=control) as role:
         return ROLES[name](config, role, _Reloader(config, loader, role))
 
 
@@ -78,6 +84,17 @@ class _Reloader:
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def __call__(self) -> Config:
+        # A service manager that still waits for the first READY=1 must not take this one for it.
+        is_ready = self._role.state == "ready"
+        if is_ready:
+            notify_reloading()
+        try:
+            return self._take()
+        finally:
+            if is_ready:
+                notify("READY=1")
+
+    def _take(self) -> Config:
         try:
             fresh = self._loader()
         except ConfigError as error:
@@ -102,8 +119,10 @@ class _Member:
     name: str
     command: Sequence[str]
     process: subprocess.Popen[bytes] | None = None
-    pipe: int = -1
+    line: socket.socket | None = None
     started: float = 0.0
+    heard: float = 0.0
+    is_silent: bool = False
     restart_at: float = 0.0
     restarts: int = 0
     has_settled: bool = False
@@ -144,6 +163,7 @@ class Node:
             if self.role.reload_wanted:
                 self.role.reload_wanted = False
                 self._reload(reloader)
+            self.role.is_sound = not self._listen()
             self.role.wait(TURN_S)
         self.role.draining()
         self._stop()
@@ -164,7 +184,7 @@ class Node:
                 return
             if self._is_fatal(member):
                 return
-            os.close(member.pipe)
+            _hang_up(member)
             member.process = None
             wait_s = min(LONGEST_RESTART_S, FIRST_RESTART_S * 2.0**member.restarts)
             member.restart_at = now + wait_s
@@ -174,17 +194,35 @@ class Node:
             self._start(member)
 
     def _start(self, member: _Member) -> None:
-        read, member.pipe = os.pipe2(os.O_CLOEXEC)
-        supervised = ["--supervised", f"{os.getpid()}:{read}"]
+        member.line, theirs = socket.socketpair()
+        member.line.setblocking(False)
+        supervised = ["--supervised", f"{os.getpid()}:{theirs.fileno()}"]
         listening = LISTENING_SOCKETS if member.name == "receive" and _was_handed_sockets() else ()
-        member.process = subprocess.Popen(
-            [*member.command, *supervised],
-            pass_fds=[read, *listening],
-            stdin=subprocess.DEVNULL,
-            env=_environment(keep_sockets=bool(listening)),
-        )
-        os.close(read)
-        member.started = time.monotonic()
+        with theirs:
+            member.process = subprocess.Popen(
+                [*member.command, *supervised],
+                pass_fds=[theirs.fileno(), *listening],
+                stdin=subprocess.DEVNULL,
+                env=_environment(keep_sockets=bool(listening)),
+            )
+        member.started = member.heard = time.monotonic()
+        member.is_silent = False
+
+    def _listen(self) -> list[str]:
+        """Return the roles that run but do not turn; while there is one, the watchdog gets no sign of life."""
+        now = time.monotonic()
+        silent = []
+        for member in self.members:
+            if member.process is None or member.process.poll() is not None:
+                continue
+            if _has_spoken(member):
+                member.heard, member.is_silent = now, False
+            elif now - member.heard > SILENCE_S:
+                silent.append(member.name)
+                if not member.is_silent:
+                    member.is_silent = True
+                    log.get().error("role is silent", reason=member.name, seconds=round(now - member.heard))
+        return silent
 
     def _is_fatal(self, member: _Member) -> bool:
         """Return whether a role said, before it ever ran steadily, that it can never run like this."""
@@ -201,12 +239,10 @@ class Node:
         return len(pids) == len(self.members) and pids <= ready
 
     def _reload(self, reloader: _Reloader) -> None:
-        notify_reloading()
         self.config = reloader()
         for member in self.members:
             if member.process is not None:
                 member.process.send_signal(signal.SIGHUP)
-        notify("READY=1")
 
     def _stop(self) -> None:
         """Stop the receivers first, so that the keeper still settles what they took."""
@@ -229,7 +265,7 @@ class Node:
                 log.get().error("role killed", reason=member.name)
                 member.process.kill()
                 member.process.wait()
-            os.close(member.pipe)
+            _hang_up(member)
 
 
 def run_node(loader: Reload, config_file: Path | None) -> int:
@@ -248,6 +284,25 @@ def run_node(loader: Reload, config_file: Path | None) -> int:
     sweep_reports(layout.run)
     with Role("run", layout.run, config.digest()) as role:
         return Node(config, loader, role, config_file).run()
+
+
+def _has_spoken(member: _Member) -> bool:
+    """Return whether a role gave signs of life since we last asked."""
+    assert member.line is not None
+    spoken = False
+    try:
+        while member.line.recv(4096):
+            spoken = True
+    except OSError:
+        # Nothing more for now, or the role has just ended, which its process tells.
+        return spoken
+    return spoken
+
+
+def _hang_up(member: _Member) -> None:
+    if member.line is not None:
+        member.line.close()
+        member.line = None
 
 
 def _was_handed_sockets() -> bool:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 import socket
 import time
+from typing import Final
+
+PATIENCE_S: Final = 1.0
 
 
-def notify(*lines: str) -> None:
-    """Send state lines such as ``READY=1`` to the service manager, if there is one."""
+def notify(*lines: str, patience_s: float = PATIENCE_S) -> None:
+    """Send state lines such as ``READY=1`` to the service manager, if there is one.
+
+    One that reads nothing for longer than ``patience_s`` does not hold us up: its queue takes some datagrams only.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.settimeout(patience_s)
         try:
             channel.sendto("\n".join(lines).encode(), address)
         except OSError:
-            # A service manager that went away must not take the node with it.
+            # A service manager that went away or sleeps must not take the node with it.
             return
 
 

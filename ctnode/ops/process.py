@@ -16,9 +16,33 @@ def identity(pid: int | None = None) -> str:
 
 
 def is_alive(name: str) -> bool:
-    """Return whether the process of this ``identity`` still lives."""
+    """Return whether the process of this ``identity`` still lives.
+
+    Of a process in another sandbox (ProtectProc= with PrivateUsers=) /proc shows nothing: there a signal that this
+    user may send counts as life.
+    """
     number, _, started = name.partition(".")
-    return number.isdigit() and _start_ticks(int(number)) == started
+    if not number.isdigit():
+        return False
+    if not Path(f"/proc/{number}").exists():
+        return _takes_signals(int(number), foreign=False)
+    return _start_ticks(int(number)) == started
+
+
+def exists(pid: int) -> bool:
+    """Return whether there is a process of this number, seen or not."""
+    return _takes_signals(pid, foreign=True)
+
+
+def _takes_signals(pid: int, *, foreign: bool) -> bool:
+    """Return whether the process exists; ``foreign`` is the answer for one of another user."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return foreign
+    return True
 
 
 def resident_bytes(pid: int) -> int:

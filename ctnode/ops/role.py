@@ -1,7 +1,7 @@
-"""The life of a role: signals, the supervisor's pipe, the counters in ``run/``, the watchdog.
+"""The life of a role: signals, the line to the supervisor, the counters in ``run/``, the watchdog.
 
 A role loops over ``Role.wait()``. It stops when it is told to (SIGTERM, SIGINT) and when its supervisor dies, which it
-sees as the end of the control pipe or, at the latest, as the signal that the kernel sends to orphans.
+sees as the end of the control line or, at the latest, as the signal that the kernel sends to orphans.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Final
 
 from ctnode.ops.notify import notify
+from ctnode.ops.process import exists
 
 REPORT_INTERVAL_S: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1
@@ -38,7 +39,8 @@ class Role:
     config_digest
         Shown in that file, so that a stale role is visible.
     control
-        Descriptor of the supervisor's pipe; its end means that the supervisor is gone.
+        Descriptor of the line to the supervisor; its end means that the supervisor is gone, and every second a byte
+        into it says that this role turns.
     """
 
     def __init__(self, name: str, run_directory: Path, config_digest: str, *, control: int | None = None) -> None:
@@ -47,6 +49,8 @@ class Role:
         self.stopping = False
         self.orphaned = False
         self.reload_wanted = False
+        # False withholds the sign of life from the service manager: what this role answers for does not turn.
+        self.is_sound = True
         self.counters: dict[str, object] = {}
         self.state = "starting"
         self._started = _now()
@@ -64,6 +68,7 @@ class Role:
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         self._poll.register(self._wake_read, select.POLLIN)
         if self._control is not None:
+            os.set_blocking(self._control, False)
             self._poll.register(self._control, select.POLLIN)
         return self
 
@@ -125,7 +130,12 @@ class Role:
 
     def _read_control(self) -> None:
         assert self._control is not None
-        if os.read(self._control, 4096) == b"":
+        try:
+            is_gone = os.read(self._control, 4096) == b""
+        except ConnectionError:
+            # It left without reading our last signs of life.
+            is_gone = True
+        if is_gone:
             self._poll.unregister(self._control)
             self._control = None
             self.stopping = self.orphaned = True
@@ -137,7 +147,18 @@ class Role:
             return
         self._next_report = time.monotonic() + REPORT_INTERVAL_S
         self.write_report()
-        notify("WATCHDOG=1")
+        self._give_sign_of_life()
+
+    def _give_sign_of_life(self) -> None:
+        """Tell service manager and supervisor that the loop turns; not by a file, which a full disk would make old."""
+        if self.is_sound:
+            notify("WATCHDOG=1", patience_s=0.0)
+        if self._control is not None:
+            try:
+                os.write(self._control, b".")
+            except OSError:
+                # It does not read at the moment, or it is gone, which its end of the line tells.
+                return
 
     def write_report(self) -> None:
         """Write ``run/<name>-<pid>.json`` now."""
@@ -197,7 +218,7 @@ def _living_reports(run_directory: Path) -> Iterable[RoleReport]:
         except (OSError, ValueError):
             # Replaced or removed between listing and reading.
             continue
-        if Path(f"/proc/{content['pid']}").exists():
+        if exists(content["pid"]):
             yield RoleReport(
                 content["role"], content["pid"], content["state"], content["started"], age_s, content["config"],
                 content["counters"],
@@ -208,7 +229,7 @@ def sweep_reports(run_directory: Path) -> None:
     """Remove the report files of processes that died without doing so."""
     for file in run_directory.glob("*-*.json"):
         pid = file.stem.rpartition("-")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and not exists(int(pid)):
             file.unlink(missing_ok=True)
 
 
