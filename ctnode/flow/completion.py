@@ -6,7 +6,6 @@ form rests on quiet time, on associations that still feed the series, and on the
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,27 +122,12 @@ def describe_gap(positions_mm: Sequence[float], *, same_mm: float = 0.01, gap_ra
     return f"{gaps} gap(s) in the slice positions, median step {median:.3f} mm" if gaps else ""
 
 
-def quiet_seconds(config: Config, calling_ae: str, called_ae: str, address: str, revision: int) -> float:
+def quiet_seconds(config: Config, peer: Peer | None, called_ae: str, revision: int) -> float:
     """Return the quiet time of a sender's series: the peer's, else the called AE's, else the default.
 
     Each further revision doubles it, up to ``max_wait_s``, so that a slow sender makes no storm of revisions.
     """
-    peer = find_peer(config, calling_ae, address)
     base = config.completion.called_ae_quiet_s.get(called_ae, config.completion.quiet_s)
     if peer is not None and peer.quiet_s is not None:
         base = peer.quiet_s
     return float(min(base * 2.0 ** min(revision - 1, 30), max(base, config.completion.max_wait_s)))
-
-
-def find_peer(config: Config, calling_ae: str, address: str) -> Peer | None:
-    """Return the peer of this AE title and address (``host:port``), else the only one of this AE title."""
-    host = address.rpartition(":")[0].strip("[]")
-    named = [peer for peer in config.peers if peer.ae_title == calling_ae]
-    return next((peer for peer in named if _is_at(peer.host, host)), named[0] if len(named) == 1 else None)
-
-
-def _is_at(where: str, host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host) in ipaddress.ip_network(where, strict=False)
-    except ValueError:
-        return where == host

@@ -24,11 +24,13 @@ from ctnode.flow.waiting import Ripe, WaitingRoom
 from ctnode.ops import log
 from ctnode.ops.durable import lock
 from ctnode.ops.role import Role
+from ctnode.wire.peers import CachedResolver, find_peer
 
 IDLE_SCAN_S: Final = 1.0
 # Arrivals ring one by one; a short pause lets them be settled in one transaction.
 GATHER_S: Final = 0.02
 RETRY_S: Final = 1.0
+NETWORK: Final = "network"
 
 Reload = Callable[[], Config]
 
@@ -64,13 +66,16 @@ class Keeper:
         self.settler = Settler(self.index)
         self.waiting = WaitingRoom(database)
         self.inbox = Inbox(config, role.wake)
+        self._resolver = CachedResolver()
         self._seen_version = -1
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def _quiet_s(self, association: Association, revision: int) -> float:
-        return quiet_seconds(
-            self.config, association.calling_ae, association.called_ae, association.peer_address, revision
-        )
+        peer = None
+        if association.door == NETWORK:
+            host = association.peer_address.rpartition(":")[0].strip("[]")
+            peer = find_peer(association.calling_ae, host, self.config.peers, self._resolver)
+        return quiet_seconds(self.config, peer, association.called_ae, revision)
 
     def run(self) -> None:
         """Loop until the role stops."""

@@ -128,7 +128,7 @@ def decide(
 
     Titles are compared without their padding and with their case (PS3.5 6.2).
     """
-    peer = _find_peer(calling_ae.strip(), peer_address, config.peers, resolve)
+    peer = find_peer(calling_ae.strip(), peer_address, config.peers, resolve)
     if peer is None and not config.node.accept_unknown and not is_loopback(listening_address):
         return Reject(PERMANENT, BY_USER, CALLING_UNKNOWN, "calling AE title and address are in no peer")
     if config.node.called_ae_titles and called_ae.strip() not in config.node.called_ae_titles:
@@ -136,7 +136,14 @@ def decide(
     return Admit(peer.name if peer else None)
 
 
-def _find_peer(calling_ae: str, peer_address: str, peers: tuple[Peer, ...], resolve: Resolver) -> Peer | None:
+def find_peer(calling_ae: str, peer_address: str, peers: tuple[Peer, ...], resolve: Resolver) -> Peer | None:
+    """Return the peer of this AE title at this address; titles alone prove nothing.
+
+    Raises
+    ------
+    ValueError
+        If ``peer_address`` is no address.
+    """
     address = parse_address(peer_address)
     candidates = (peer for peer in peers if peer.ae_title == calling_ae)
     return next((peer for peer in candidates if _is_at(address, peer.host, resolve)), None)
