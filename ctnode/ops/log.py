@@ -25,7 +25,7 @@ ALLOWED_FIELDS: Final = frozenset(
 )  # fmt: skip
 _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 # These libraries quote element values in their messages.
-_TALKATIVE: Final = ("pydicom", "pynetdicom", "py.warnings", "highdicom", "gdcm")
+_TALKATIVE: Final = ("pydicom", "pynetdicom", "py.warnings", "gdcm")
 
 
 def configure(settings: Log, *, role: str) -> None:
