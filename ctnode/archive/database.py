@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import sqlite_utils
 
@@ -54,7 +55,7 @@ class Database:
         self.path = path
         if readonly and not path.is_file():
             raise Unavailable(f"no index at {path}", hint="start the node once with `ctnode run`")
-        target = f"file:{path}?mode=ro" if readonly else f"file:{path}"
+        target = f"file:{quote(str(path))}{'?mode=ro' if readonly else ''}"
         self.connection = sqlite3.connect(target, uri=True, timeout=BUSY_TIMEOUT_S)
         self.tables = sqlite_utils.Database(self.connection)
         self._pragmas(readonly=readonly)
@@ -95,9 +96,13 @@ class Database:
                 f"the index was written by a newer ctnode ({newer[-1]})",
                 hint="upgrade, or restore the backup beside it",
             )
-        if known and applied:
+        if not known:
+            return
+        if applied:
             self._backup_before_migration()
-        MIGRATIONS.apply(self.tables)
+        with self.immediate():
+            # The roles of a node start together; who comes second finds nothing pending any more.
+            MIGRATIONS.apply(self.tables)
         fsync_directory(self.path.parent)
 
     def _backup_before_migration(self) -> None:
@@ -112,10 +117,11 @@ class Database:
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self.connection.commit()
         except BaseException:
+            # Also when the commit itself failed: what stays open would swallow the next transaction.
             self.connection.rollback()
             raise
-        self.connection.commit()
 
     def execute(self, statement: str, parameters: Parameters = ()) -> sqlite3.Cursor:
         """Run one statement inside the current transaction."""

@@ -125,7 +125,7 @@ def _release_lost(database: Database, now: float) -> None:
 def release_interrupted(database: Database, owner: str) -> None:
     """Give back at once what a dead process of this name still holds, instead of waiting for its lease."""
     with database.immediate():
-        database.execute("UPDATE jobs SET lease_until = 0 WHERE state = 'RUNNING' AND owner = ?", (owner,))
+        database.execute(f"UPDATE jobs SET lease_until = 0 WHERE {_OPEN} AND state = 'RUNNING' AND owner = ?", (owner,))
         _release_lost(database, time.time())
 
 
@@ -193,11 +193,15 @@ def give_back(database: Database, lease: Lease, reason: str, *, wait_s: float = 
     """Give back a job that is not to blame, as when the node stops or the disk is full; the attempt is not counted."""
     with database.immediate():
         _check(database, lease)
-        _move_job(database, lease.job_id, JobEvent.DRAIN, "due_at = ?, message = ?", time.time() + wait_s, reason)
-        move(database, lease.revision_id, RevisionEvent.RELEASE)
         revision = get(database, lease.revision_id)
+        now = time.time()
+        if _is_newest(database, revision.series_id, revision.n):
+            _move_job(database, lease.job_id, JobEvent.DRAIN, "due_at = ?, message = ?", now + wait_s, reason)
+            move(database, revision.id, RevisionEvent.RELEASE)
+        else:
+            _supersede(database, lease, now, reason)
         words = f"attempt {lease.attempt} ended: {reason}"
-        timeline.note(database, revision.series_id, revision.n, "attempt", words)
+        timeline.note(database, revision.series_id, revision.n, "attempt", words, at=now)
 
 
 def cancel(database: Database, job_id: int) -> None:
@@ -214,8 +218,7 @@ def _end_failed(database: Database, lease: Lease, message: str, *, dead: bool, w
     revision = get(database, lease.revision_id)
     now = time.time()
     if not _is_newest(database, revision.series_id, revision.n):
-        state = _move_job(database, lease.job_id, JobEvent.SUPERSEDE, "ended_at = ?, message = ?", now, message)
-        move(database, revision.id, RevisionEvent.SUPERSEDE, reason="a newer revision came")
+        state = _supersede(database, lease, now, message)
     elif dead:
         state = _move_job(database, lease.job_id, JobEvent.DIE, "ended_at = ?, message = ?", now, message)
         move(database, revision.id, RevisionEvent.DIE, reason=message)
@@ -224,6 +227,12 @@ def _end_failed(database: Database, lease: Lease, message: str, *, dead: bool, w
         move(database, revision.id, RevisionEvent.RELEASE)
     timeline.note(database, revision.series_id, revision.n, "failed", message, at=now)
     return state
+
+
+def _supersede(database: Database, lease: Lease, now: float, message: str) -> JobState:
+    """End a job that a newer revision of its series has made pointless."""
+    move(database, lease.revision_id, RevisionEvent.SUPERSEDE, reason="a newer revision came")
+    return _move_job(database, lease.job_id, JobEvent.SUPERSEDE, "ended_at = ?, message = ?", now, message)
 
 
 def _check(database: Database, lease: Lease) -> None:

@@ -209,6 +209,8 @@ def cancel_deliveries(database: Database, revision_id: int) -> None:
 def requeue(database: Database, series_id: int) -> Revision:
     """Queue the newest revision of a series again, and lift a hold.
 
+    One that waits behind an older revision that is still being processed only loses its hold; it follows by itself.
+
     Raises
     ------
     WrongState
@@ -221,10 +223,18 @@ def requeue(database: Database, series_id: int) -> Revision:
             database.execute("UPDATE series SET hold = '' WHERE id = ?", (series_id,))
             timeline.note(database, series_id, revision.n, "released", f"no longer held ({held})")
         if revision.state is RevisionState.COMPLETE:
-            queue(database, revision)
+            if not _is_busy(database, series_id):
+                queue(database, revision)
         else:
             queue(database, revision, RevisionEvent.REQUEUE)
         return get(database, revision.id)
+
+
+def _is_busy(database: Database, series_id: int) -> bool:
+    row = database.execute(
+        "SELECT 1 FROM revisions WHERE series_id = ? AND state IN ('QUEUED', 'PROCESSING') LIMIT 1", (series_id,)
+    ).fetchone()
+    return row is not None
 
 
 def frozen_paths(database: Database, revision_id: int) -> tuple[str, ...]:

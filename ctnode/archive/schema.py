@@ -82,6 +82,7 @@ CREATE TABLE association_series (
     last_arrival REAL NOT NULL,
     PRIMARY KEY (series_id, association_id)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX association_series_by_association ON association_series (association_id);
 CREATE TABLE instances (
     id INTEGER PRIMARY KEY,
     series_id INTEGER NOT NULL REFERENCES series (id),
@@ -128,7 +129,7 @@ CREATE TABLE jobs (
     ended_at REAL,
     message TEXT NOT NULL DEFAULT '',
     report TEXT NOT NULL DEFAULT '[]',
-    UNIQUE (kind, revision_id)
+    UNIQUE (revision_id, kind)
 ) STRICT;
 CREATE INDEX jobs_open ON jobs (state, due_at) WHERE state IN ('QUEUED', 'RUNNING', 'RETRY');
 CREATE TABLE deliveries (

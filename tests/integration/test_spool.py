@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -52,7 +53,7 @@ def test_a_data_set_is_kept_bit_for_bit_however_it_is_cut(spool: Spool, tail: by
     with spool.open_association(opened()) as journal:
         incoming = journal.receive(transfer_syntax=EXPLICIT, sop_class=CT, sop_instance="1.2.3.1.7")
         places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-        for begin, end in zip(places, places[1:], strict=False):
+        for begin, end in itertools.pairwise(places):
             incoming.write(memoryview(data)[begin:end])
         kept = incoming.commit()
     assert dataset_of(kept.path) == data
