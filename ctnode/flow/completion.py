@@ -7,6 +7,7 @@ form rests on quiet time, on associations that still feed the series, and on the
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ from ctnode.config import Config, Peer
 from ctnode.words import Verdict
 
 GAP_RATIO: Final = 1.5
+HELD_LOOK_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float
         return Wait(rest_s, "quiet time has not passed")
     holding = [feeder for feeder in situation.feeders if holds(feeder, situation.quiet_s, association_hold_s)]
     if holding:
-        until_s = min(max(association_hold_s - feeder.silent_s, 0.1) for feeder in holding)
+        # It may end or turn to other series at any time; neither rings a bell.
+        until_s = min(HELD_LOOK_S, *(max(association_hold_s - feeder.silent_s, 0.1) for feeder in holding))
         return Wait(min(until_s, max_wait_s - situation.waited_s), "an open association still feeds it")
     quiet = f"quiet for {situation.quiet_s:g} s, no open association feeds it"
     doubts = _doubts(situation, geometry)
@@ -117,7 +120,8 @@ def describe_gap(positions_mm: Sequence[float], *, same_mm: float = 0.01, gap_ra
     steps = [after - before for before, after in itertools.pairwise(ordered) if after - before > same_mm]
     if len(steps) < 2:
         return ""
-    median = sorted(steps)[len(steps) // 2]
+    # Of an even count the lower one: a missing slice makes a step longer, never shorter.
+    median = statistics.median_low(steps)
     gaps = sum(step > gap_ratio * median for step in steps)
     return f"{gaps} gap(s) in the slice positions, median step {median:.3f} mm" if gaps else ""
 

@@ -68,6 +68,7 @@ class Keeper:
         self.inbox = Inbox(config, role.wake)
         self._resolver = CachedResolver()
         self._seen_version = -1
+        self._has_missed = False
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def _quiet_s(self, association: Association, revision: int) -> float:
@@ -107,6 +108,10 @@ class Keeper:
             self.role.reload_wanted = False
             self.config = self.inbox.config = self.reload()
         try:
+            if self._has_missed:
+                # What was settled before a fault waits too, and what could not be started is looked at again.
+                self.waiting.restore()
+                self._seen_version, self._has_missed = -1, False
             scan = self._settle()
             version = self.database.data_version()
             if scan.settled or version != self._seen_version:
@@ -116,6 +121,7 @@ class Keeper:
             self.inbox.look()
         except (OSError, sqlite3.Error) as error:
             self.database.connection.rollback()
+            self._has_missed = True
             self._log.error("keeper cannot work now", error=type(error).__name__, reason=_without_path(error))
             self.role.report(errors=int(str(self.role.counters.get("errors", 0))) + 1)
             self.role.wait(RETRY_S)
@@ -174,7 +180,7 @@ class Keeper:
                 )
 
     def _between_backup_steps(self, _status: int, _remaining: int, _total: int) -> None:
-        self.settler.scan()
+        self.waiting.touch({placement.series_id for placement in self.settler.scan().settled})
         self.role.report()
 
     def _empty_journal(self) -> None:

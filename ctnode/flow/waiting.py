@@ -29,6 +29,14 @@ class _Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class _Heard:
+    """When an open association was last heard of: what the journal says, and when that was on our clock."""
+
+    last_arrival: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ripe:
     """A revision that got its verdict."""
 
@@ -44,11 +52,17 @@ class WaitingRoom:
         self.monotonic = monotonic
         self.wall = wall
         self._waits: dict[int, _Wait] = {}
+        self._heard: dict[int, _Heard] = {}
 
     def restore(self) -> None:
-        """Take over the waits of the index; what remains is never under zero nor over its full length."""
+        """Take over the waits of the index that are not known yet, as after a restart or a turn that failed half-way.
+
+        What remains of a wait is never under zero nor over its full length.
+        """
         now, wall = self.monotonic(), self.wall()
         for revision in receiving(self.database):
+            if revision.id in self._waits:
+                continue
             remaining_s = min(max(revision.deadline - wall, 0.0), revision.quiet_s)
             waited_s = max(wall - revision.opened_at, 0.0)
             self._waits[revision.id] = _Wait(
@@ -97,6 +111,7 @@ class WaitingRoom:
             Associations that are still open.
         """
         ripe = []
+        self._listen(opened := tuple(opened))
         by_id = {association.association_id: association for association in opened}
         for revision_id, wait in list(self._waits.items()):
             if wait.look_at > scan_began or wait.series_id in touched:
@@ -113,12 +128,27 @@ class WaitingRoom:
                 wait.look_at = self.monotonic() + decision.seconds
         return ripe
 
+    def _listen(self, opened: Iterable[Open]) -> None:
+        """Note on the monotonic clock when each open association was last heard of."""
+        now, wall = self.monotonic(), self.wall()
+        heard = {}
+        for association in opened:
+            known = self._heard.get(association.association_id)
+            if known is None:
+                # Its silence so far can only be read from the wall clock.
+                at = now - max(0.0, wall - association.last_arrival)
+                known = _Heard(association.last_arrival, at)
+            elif known.last_arrival != association.last_arrival:
+                known = _Heard(association.last_arrival, now)
+            heard[association.association_id] = known
+        self._heard = heard
+
     def leave(self, revision_id: int) -> None:
         """Forget a revision that got its verdict."""
         self._waits.pop(revision_id, None)
 
     def _situation(self, revision: Revision, wait: _Wait, opened: dict[int, Open]) -> Situation:
-        now, wall = self.monotonic(), self.wall()
+        now = self.monotonic()
         feeders, aborted = [], 0
         for association_id, last_arrival, how in self.database.execute(
             "SELECT fed.association_id, fed.last_arrival, a.how FROM association_series AS fed"
@@ -128,7 +158,7 @@ class WaitingRoom:
             aborted += how in {"aborted", "lost"}
             association = opened.get(association_id)
             if association is not None:
-                silent_s = max(0.0, wall - association.last_arrival)
+                silent_s = now - self._heard[association_id].at
                 feeders.append(Feeder(silent_s, association.is_storing, association.last_arrival - last_arrival))
         return Situation(
             silent_s=now - wait.last_arrival,

@@ -257,22 +257,8 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 # --------------------------------------------------------------------------------------------- the plans
 
-# With the names that statements give them.
-LARGE = set(
-    [
-        "instances",
-        "revisions",
-        "r",
-        "o",
-        "jobs",
-        "deliveries",
-        "timeline",
-        "associations",
-        "a",
-        "association_series",
-        "fed",
-    ]
-)
+ALIASES = {"r", "o", "a", "fed"}
+LARGE = {"instances", "revisions", "jobs", "deliveries", "timeline", "associations", "association_series"} | ALIASES
 PARTIAL = {"jobs_open", "deliveries_open", "revisions_waiting"}
 
 

@@ -1,0 +1,194 @@
+"""When a series counts as complete, how surely, and why: a table in plain words."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctnode.config import Completion, Config, Peer
+from ctnode.flow.completion import (
+    Decision,
+    Feeder,
+    Situation,
+    Wait,
+    decide,
+    describe_gap,
+    holds,
+    quiet_seconds,
+)
+from ctnode.words import Verdict
+
+pytestmark = pytest.mark.unit
+
+EVEN = tuple(2.5 * k for k in range(20))
+GAPPED = EVEN[:7] + EVEN[9:]
+QUIET_S, MAX_WAIT_S, HOLD_S = 10.0, 900.0, 60.0
+
+
+def situation(**changes: object) -> Situation:
+    plain: dict[str, object] = {
+        "silent_s": QUIET_S, "waited_s": 30.0, "quiet_s": QUIET_S, "feeders": (), "aborted": 0, "positions_mm": EVEN,
+    }  # fmt: skip
+    return Situation(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+def decided(**changes: object) -> Wait | Decision:
+    return decide(situation(**changes), max_wait_s=MAX_WAIT_S, association_hold_s=HOLD_S)
+
+
+FRESH = Feeder(silent_s=12.0, is_storing=False, elsewhere_s=0.0)
+STORING = Feeder(silent_s=500.0, is_storing=True, elsewhere_s=0.0)
+ASLEEP = Feeder(silent_s=60.0, is_storing=False, elsewhere_s=0.0)
+GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "verdict"),
+    [
+        ("quiet and evenly spaced", {}, Verdict.LIKELY),
+        ("quiet, one slice", {"positions_mm": (0.0,)}, Verdict.LIKELY),
+        ("quiet, no positions at all", {"positions_mm": ()}, Verdict.LIKELY),
+        ("quiet, but a slice is missing", {"positions_mm": GAPPED}, Verdict.SUSPECT),
+        ("quiet, but a sender broke off", {"aborted": 1}, Verdict.SUSPECT),
+        ("a little less than quiet", {"silent_s": 9.99}, None),
+        ("just arrived", {"silent_s": 0.0}, None),
+        ("quiet, but its association was heard of 12 s ago", {"feeders": (FRESH,)}, None),
+        ("quiet, but its association is in a C-STORE for minutes", {"feeders": (STORING,)}, None),
+        ("quiet, its association sleeps for a minute", {"feeders": (ASLEEP,)}, Verdict.LIKELY),
+        ("quiet, its association sends other series since", {"feeders": (GONE_ON,)}, Verdict.LIKELY),
+        ("quiet, one of two associations still holds", {"feeders": (ASLEEP, FRESH)}, None),
+        ("never quiet, but the longest wait is over", {"silent_s": 0.0, "waited_s": 900.0}, Verdict.SUSPECT),
+        ("held, but the longest wait is over", {"feeders": (STORING,), "waited_s": 900.0}, Verdict.SUSPECT),
+        ("quiet longer than the longest wait", {"quiet_s": 2000.0, "waited_s": 900.0}, Verdict.SUSPECT),
+    ],
+)
+def test_verdicts(words: str, changes: dict[str, object], verdict: Verdict | None) -> None:
+    decision = decided(**changes)
+    if verdict is None:
+        assert isinstance(decision, Wait), words
+        assert decision.seconds > 0
+        assert decision.reason
+    else:
+        assert isinstance(decision, Decision), words
+        assert decision.verdict is verdict
+        assert decision.evidence
+        assert all(decision.evidence)
+
+
+def test_a_verdict_says_why() -> None:
+    decision = decided(positions_mm=GAPPED, aborted=2)
+    assert isinstance(decision, Decision)
+    assert decision.evidence == (
+        "quiet for 10 s, no open association feeds it",
+        "1 gap(s) in the slice positions, median step 2.500 mm",
+        "2 association(s) that fed it were aborted",
+    )
+
+
+def test_a_first_form_proves_nothing() -> None:
+    """COMPLETE is kept for a proof (an expected count); quiet alone is LIKELY at best."""
+    decision = decided()
+    assert isinstance(decision, Decision)
+    assert decision.verdict is not Verdict.COMPLETE
+
+
+@given(
+    silent_s=st.floats(0, 2000),
+    waited_s=st.floats(0, 2000),
+    quiet_s=st.floats(0.1, 2000),
+    feeders=st.lists(
+        st.builds(Feeder, silent_s=st.floats(0, 1e5), is_storing=st.booleans(), elsewhere_s=st.floats(-1e5, 1e5)),
+        max_size=3,
+    ),
+)
+def test_it_never_waits_beyond_the_longest_wait(
+    silent_s: float, waited_s: float, quiet_s: float, feeders: list[Feeder]
+) -> None:
+    answer = decided(silent_s=silent_s, waited_s=waited_s, quiet_s=quiet_s, feeders=tuple(feeders))
+    if isinstance(answer, Wait):
+        assert waited_s < MAX_WAIT_S
+        assert 0 < answer.seconds <= MAX_WAIT_S - waited_s + 1e-9
+    else:
+        assert waited_s >= MAX_WAIT_S or silent_s >= quiet_s
+
+
+@pytest.mark.parametrize(
+    ("feeder", "is_held"),
+    [
+        (Feeder(0.0, is_storing=False, elsewhere_s=0.0), True),
+        (Feeder(59.9, is_storing=False, elsewhere_s=0.0), True),
+        (Feeder(60.0, is_storing=False, elsewhere_s=0.0), False),
+        (Feeder(1e9, is_storing=True, elsewhere_s=0.0), True),
+        (Feeder(0.0, is_storing=False, elsewhere_s=9.9), True),
+        (Feeder(0.0, is_storing=False, elsewhere_s=10.0), False),
+        (Feeder(0.0, is_storing=True, elsewhere_s=10.0), False),
+        (Feeder(0.0, is_storing=True, elsewhere_s=-5.0), True),
+    ],
+)
+def test_what_holds_a_series(feeder: Feeder, is_held: bool) -> None:
+    assert holds(feeder, QUIET_S, HOLD_S) is is_held
+
+
+@pytest.mark.parametrize(
+    ("words", "positions", "gaps"),
+    [
+        ("even", EVEN, 0),
+        ("in any order", EVEN[::-1], 0),
+        ("one slice missing", GAPPED, 1),
+        ("two slices missing", (*EVEN[:3], *EVEN[4:8], *EVEN[9:]), 2),
+        ("three slices, the second far from the third", (0.0, 1.0, 3.0), 1),
+        ("every position twice", EVEN + EVEN, 0),
+        ("almost the same positions", (0.0, 0.001, 0.002, 2.5, 5.0), 0),
+        ("slightly uneven", (0.0, 2.5, 5.1, 7.5, 10.2), 0),
+        ("nothing", (), 0),
+        ("one", (1.0,), 0),
+        ("two", (1.0, 100.0), 0),
+    ],
+)
+def test_gaps(words: str, positions: tuple[float, ...], gaps: int) -> None:
+    described = describe_gap(positions)
+    assert described.startswith(f"{gaps} gap(s)") if gaps else described == "", words
+
+
+@given(st.integers(2, 40), st.integers(1, 38), st.floats(0.1, 10), st.floats(-1000, 1000))
+def test_any_missing_inner_slice_is_a_gap(count: int, missing: int, step_mm: float, start_mm: float) -> None:
+    positions = [start_mm + k * step_mm for k in range(count + 2)]
+    without = [position for k, position in enumerate(positions) if k != 1 + missing % count]
+    assert describe_gap(positions) == ""
+    steps = [after - before for before, after in pairwise(without)]
+    assert (describe_gap(without) != "") is (len(steps) > 1)
+
+
+# -------------------------------------------------------------------------------------------- quiet time
+
+
+def peer(quiet_s: float | None) -> Peer:
+    return Peer(name="ct1", ae_title="CT1", host="10.0.0.1", quiet_s=quiet_s)
+
+
+@pytest.mark.parametrize(
+    ("sender", "called_ae", "seconds"),
+    [
+        (peer(3.0), "FAST", 3.0), (peer(None), "FAST", 2.0), (None, "FAST", 2.0), (None, "SLOW", 10.0),
+        (peer(None), "SLOW", 10.0),
+    ],
+)  # fmt: skip
+def test_the_peer_comes_before_the_called_ae_and_that_before_the_default(
+    sender: Peer | None, called_ae: str, seconds: float
+) -> None:
+    config = Config(completion=Completion(called_ae_quiet_s={"FAST": 2.0}))
+    assert quiet_seconds(config, sender, called_ae, 1) == seconds
+
+
+def test_each_revision_doubles_it_up_to_the_longest_wait() -> None:
+    waits = [quiet_seconds(Config(), None, "", n) for n in range(1, 100)]
+    assert waits[:7] == [10, 20, 40, 80, 160, 320, 640]
+    assert set(waits[7:]) == {900.0}
+
+
+def test_a_quiet_time_over_the_longest_wait_is_not_cut_down() -> None:
+    config = Config(completion=Completion(quiet_s=2000.0))
+    assert quiet_seconds(config, None, "", 1) == quiet_seconds(config, None, "", 9) == 2000.0
