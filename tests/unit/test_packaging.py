@@ -125,3 +125,8 @@ def test_version_is_that_of_the_package() -> None:
     import ctnode
 
     assert ctnode.__version__ == project()["version"]
+
+
+def test_a_typed_package_says_so_to_type_checkers() -> None:
+    assert "Typing :: Typed" in project()["classifiers"]
+    assert (REPOSITORY / "ctnode" / "py.typed").is_file()
