@@ -18,7 +18,6 @@ import json
 import mmap
 import os
 import secrets
-import struct
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,10 +27,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ctnode import __version__
 from ctnode.archive.elements import ShortBuffer
-from ctnode.archive.header import PREAMBLE_BYTES, Uids, read_uids
+from ctnode.archive.header import Uids, read_uids
 from ctnode.archive.layout import require_keepable
+from ctnode.archive.part10 import Opened, file_meta
 from ctnode.ops.durable import crash_point, fsync_directory
 from ctnode.words import BadInstance, Mismatch, StorageError
 
@@ -39,34 +38,6 @@ JOURNAL_NAME: Final = "association.jsonl"
 PART_SUFFIX: Final = ".part"
 KEPT_SUFFIX: Final = ".dcm"
 HEAD_BYTES: Final = 1 << 16
-# 2.25 + UUIDv5 of the project's name: fixed for all versions (PS3.5 B.2).
-IMPLEMENTATION_CLASS_UID: Final = "2.25.26808161602514325334598499648772194757"
-IMPLEMENTATION_VERSION: Final = f"CTNODE_{__version__}"[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """How an association began.
-
-    Parameters
-    ----------
-    door
-        ``network``, ``import`` or ``inbox``.
-    calling_ae, called_ae
-        AE titles; empty for files.
-    peer_address, own_address
-        ``address:port``; ``file:<door>`` for files.
-    accepted, refused
-        Presentation contexts as ``(abstract syntax, transfer syntax)`` and ``(abstract syntax, reason)``.
-    """
-
-    door: str
-    calling_ae: str
-    called_ae: str
-    peer_address: str
-    own_address: str
-    accepted: tuple[tuple[str, str], ...] = ()
-    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +209,7 @@ class Incoming:
         self._hash = hashlib.sha256()
         self._head = bytearray()
         self.size_bytes = 0
-        meta, self._digest_at = _file_meta(journal.opened, transfer_syntax, sop_class, sop_instance)
+        meta, self._digest_at = file_meta(journal.opened, transfer_syntax, sop_class, sop_instance)
         self._dataset_start = len(meta)
         try:
             self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -352,40 +323,6 @@ def _unlink(path: Path) -> None:
     with suppress(OSError):
         # Read-only or failing: the keeper sweeps .part files of ended associations.
         path.unlink(missing_ok=True)
-
-
-def _file_meta(opened: Opened, transfer_syntax: str, sop_class: str, sop_instance: str) -> tuple[bytes, int]:
-    """Return preamble and file meta (PS3.10 7.1) with room for the digest, and the position of that room."""
-    ours = b"".join(
-        (
-            _element(0x0001, b"OB", b"\0\1"),
-            _element(0x0002, b"UI", sop_class.encode("latin-1")),
-            _element(0x0003, b"UI", sop_instance.encode("latin-1")),
-            _element(0x0010, b"UI", transfer_syntax.encode("latin-1")),
-            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode()),
-            *(
-                _element(tag, b"AE", title.encode("latin-1", "replace"))
-                for tag, title in ((0x0016, opened.calling_ae), (0x0017, opened.calling_ae), (0x0018, opened.called_ae))
-                if title
-            ),
-            _element(0x0026, b"UR", opened.peer_address.encode()),
-            _element(0x0027, b"UR", opened.peer_address.encode()),
-            _element(0x0028, b"UR", opened.own_address.encode()),
-            _element(0x0100, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            _element(0x0102, b"OB", bytes(32)),
-        )
-    )
-    meta = bytes(PREAMBLE_BYTES) + b"DICM" + _element(0x0000, b"UL", struct.pack("<L", len(ours))) + ours
-    return meta, len(meta) - 32
-
-
-def _element(element: int, vr: bytes, value: bytes) -> bytes:
-    if len(value) % 2:
-        value += b"\0" if vr in {b"UI", b"OB"} else b" "
-    if vr in {b"OB", b"UR"}:
-        return struct.pack("<HH2sHL", 0x0002, element, vr, 0, len(value)) + value
-    return struct.pack("<HH2sH", 0x0002, element, vr, len(value)) + value
 
 
 def _fields(opened: Opened) -> dict[str, object]:

@@ -29,7 +29,7 @@ from pynetdicom.dimse_primitives import C_CANCEL
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.transport import AddressInformation
 
-from ctnode.archive.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from ctnode.wire.command import Command, Malformed, command_pdus, store_response
 from ctnode.wire.contexts import Supported, needed_contexts
 from ctnode.wire.messages import Assembler, Store, TooMuch

@@ -20,7 +20,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from ctnode.archive.header import Meta, read_meta
-from ctnode.archive.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from ctnode.wire.contexts import VERIFICATION_SYNTAXES
 from ctnode.words import BadInstance
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.header import uid
-from ctnode.archive.spool import Incoming, Journal, Opened, Spool
+from ctnode.archive.part10 import Opened
+from ctnode.archive.spool import Incoming, Journal, Spool
 from ctnode.config import Config
 from ctnode.ops import log
 from ctnode.wire.command import COMMENT_LIMIT, Command

@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctnode.archive import spool as spool_module
-from ctnode.archive.spool import HEAD_BYTES, JOURNAL_NAME, Opened, Spool
+from ctnode.archive.part10 import Opened
+from ctnode.archive.spool import HEAD_BYTES, JOURNAL_NAME, Spool
 from ctnode.ops import durable
 from ctnode.words import BadInstance, DimseStatus, Mismatch, StorageError
 from tests.archive_root import CT, Image, element, opened, put
