@@ -22,6 +22,8 @@ EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 
 PIXEL_GROUP: Final = 0x7FE0
 DEPTH_LIMIT: Final = 64
+# About half a second; images have hundreds of elements before their pixels, the largest reports some 100,000.
+ELEMENT_LIMIT: Final = 500_000
 VALUE_LIMIT_BYTES: Final = 4096
 INFLATE_LIMIT_BYTES: Final = 4 << 20
 
@@ -103,7 +105,9 @@ def scan(
     found: dict[int, bytes] = {}
     last = max(wanted)
     position, end, previous = start, len(data), -1
+    left = ELEMENT_LIMIT
     while position < end:
+        left = _count_down(left)
         if end - position < 8:
             return _ended(found, whole=whole)
         tag, length, value = _element(data, position, syntax)
@@ -114,7 +118,8 @@ def scan(
         previous = tag
         if length == _UNDEFINED:
             try:
-                position = _skip_undefined(data, value, syntax, unknown=_is_unknown(data, position, syntax))
+                unknown = _is_unknown(data, position, syntax)
+                position, left = _skip_undefined(data, value, syntax, left, unknown=unknown)
             except ShortBuffer:
                 return _ended(found, whole=whole)
             continue
@@ -124,6 +129,12 @@ def scan(
             found[tag] = bytes(data[value : value + min(length, VALUE_LIMIT_BYTES)])
         position = value + length
     return found if whole else _ended(found, whole=False)
+
+
+def _count_down(left: int) -> int:
+    if left == 0:
+        raise BadInstance(f"more than {ELEMENT_LIMIT} elements before the pixels")
+    return left - 1
 
 
 def _ended(found: dict[int, bytes], *, whole: bool) -> dict[int, bytes]:
@@ -153,8 +164,8 @@ def _is_unknown(data: Buffer, position: int, syntax: _Syntax) -> bool:
     return syntax.explicit and bytes(data[position + 4 : position + 6]) == b"UN"
 
 
-def _skip_undefined(data: Buffer, position: int, syntax: _Syntax, *, unknown: bool) -> int:
-    """Return the position behind a value of undefined length.
+def _skip_undefined(data: Buffer, position: int, syntax: _Syntax, left: int, *, unknown: bool) -> tuple[int, int]:
+    """Return the position behind a value of undefined length, and how many elements may follow.
 
     The stack holds, for each open level, its encoding and whether it is an item (else a sequence). UN of undefined
     length is encoded implicitly inside (PS3.5 6.2.2, note 4 there).
@@ -164,6 +175,7 @@ def _skip_undefined(data: Buffer, position: int, syntax: _Syntax, *, unknown: bo
     while stack:
         if end - position < 8:
             raise ShortBuffer("the data set ends inside a sequence")
+        left = _count_down(left)
         inner, is_item = stack[-1]
         tag, length, value = _element(data, position, inner)
         if tag in (_ITEM_END, _SEQUENCE_END):
@@ -181,4 +193,4 @@ def _skip_undefined(data: Buffer, position: int, syntax: _Syntax, *, unknown: bo
             if value + length > end:
                 raise ShortBuffer("the data set ends inside a sequence")
             position = value + length
-    return position
+    return position, left

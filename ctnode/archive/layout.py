@@ -11,6 +11,7 @@ from typing import Final
 from ctnode.words import BadInstance
 
 UID_LIMIT_BYTES: Final = 64
+_SPLIT: Final = re.compile(r"(.*)~([1-9][0-9]{0,8})", re.DOTALL)
 # PS3.5 9.1: components of digits without leading zeros.
 _STRICT_UID: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*")
 
@@ -24,7 +25,7 @@ def path_part(uid: str) -> str:
     """Return the path name of ``uid``: itself if strictly valid, else ``x-`` + 32 hex of its SHA-256."""
     if is_strict_uid(uid):
         return uid
-    return "x-" + hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return "x-" + hashlib.sha256(uid.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def require_keepable(uid: str, what: str) -> None:
@@ -55,9 +56,9 @@ def series_part(uid: str, split: int) -> str:
 
 def parse_series_name(name: str) -> tuple[str, int]:
     """Return UID and split of a series name."""
-    uid, tilde, number = name.rpartition("~")
-    if tilde and number.isdigit() and int(number) > 1:
-        return uid, int(number)
+    split = _SPLIT.fullmatch(name)
+    if split is not None and int(split[2]) > 1:
+        return split[1], int(split[2])
     return name, 1
 
 

@@ -142,7 +142,8 @@ def _explain_fault(fault: Any) -> str:
     known = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
     if fault["type"] == "extra_forbidden":
         return f"{place}: no such key{_nearest(known)}"
-    meaning = KEYS[known].description if known in KEYS else ""
+    key = ".".join(known.split(".")[:2])
+    meaning = KEYS[key].description if key in KEYS else ""
     shown = "" if fault["type"] == "missing" else f", not {fault['input']!r}"
     return f"{place}: {fault['msg']}{shown}" + (f" (meaning: {meaning})" if meaning else "")
 

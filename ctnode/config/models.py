@@ -20,7 +20,8 @@ ResultKind = Literal["report"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    # TOML and JSON know numbers, texts and truth values apart: "104" is no port, and neither is true.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Node(_Section):
@@ -29,7 +30,9 @@ class Node(_Section):
     ae_title: AeTitle = Field("CTNODE", description="AE title of the node, used when it calls others")
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs [[peers]]")
     port: int = Field(11112, ge=0, le=65535, description="port to listen on; 0 takes any free one, see `ctnode status`")
-    called_ae_titles: tuple[AeTitle, ...] = Field((), description="called AE titles that are served; empty: any")
+    called_ae_titles: tuple[AeTitle, ...] = Field(
+        (), strict=False, description="called AE titles that are served; empty: any"
+    )
     accept_unknown: bool = Field(default=False, description="serve callers that are not in [[peers]]")
     drain_s: float = Field(30.0, ge=0, le=3600, description="seconds that open associations may finish after SIGTERM")
 
@@ -137,7 +140,9 @@ class Target(_Section):
     ae_title: AeTitle = Field(description="called AE title of the destination")
     host: str = Field(description="host of the destination")
     port: Port = Field(description="port of the destination")
-    send: tuple[ResultKind, ...] = Field(("report",), description="kinds of results that are sent by themselves")
+    send: tuple[ResultKind, ...] = Field(
+        ("report",), strict=False, description="kinds of results that are sent by themselves"
+    )
 
 
 class Config(_Section):
@@ -152,8 +157,8 @@ class Config(_Section):
     delivery: Delivery = Field(default_factory=Delivery)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
-    peers: tuple[Peer, ...] = ()
-    targets: tuple[Target, ...] = ()
+    peers: tuple[Peer, ...] = Field((), strict=False)
+    targets: tuple[Target, ...] = Field((), strict=False)
 
     @property
     def root(self) -> Path:
