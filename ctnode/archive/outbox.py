@@ -66,8 +66,9 @@ def post(database: Database, revision_id: int, parcels: Sequence[Parcel], *, aga
             continue
         delivery_id, state, digest = row
         arrived = state in {DeliveryState.SENT, DeliveryState.CONFIRMED} and digest == parcel.digest
-        if (again or not arrived) and state not in {DeliveryState.PENDING, DeliveryState.SENDING}:
+        if state != DeliveryState.SENDING and digest != parcel.digest:
             database.execute("UPDATE deliveries SET digest = ? WHERE id = ?", (parcel.digest, delivery_id))
+        if (again or not arrived) and state not in {DeliveryState.PENDING, DeliveryState.SENDING}:
             _move(database, delivery_id, DeliveryEvent.REQUEUE, "attempt = 0, due_at = ?, comment = ''", now)
 
 
@@ -87,13 +88,14 @@ def claim(database: Database, target: str, owner: str, *, limit: int = 50) -> tu
     """Take what is due for one destination, oldest first."""
     now = time.time()
     with database.immediate():
-        for delivery_id, attempt in database.execute(
-            f"SELECT id, attempt FROM deliveries WHERE {_OPEN} AND target = ?"
+        for delivery_id, revision_id, attempt in database.execute(
+            f"SELECT id, revision_id, attempt FROM deliveries WHERE {_OPEN} AND target = ?"
             " AND state = 'SENDING' AND lease_until <= ?",
             (target, now),
         ).fetchall():
             words = f"attempt {attempt} was cut short"
-            _move(database, delivery_id, DeliveryEvent.FAIL, "due_at = ?, comment = ?", now, words)
+            event = DeliveryEvent.CANCEL if _is_superseded(database, revision_id) else DeliveryEvent.FAIL
+            _move(database, delivery_id, event, "due_at = ?, comment = ?", now, words)
         for (delivery_id,) in database.execute(
             f"SELECT id FROM deliveries WHERE {_OPEN} AND target = ? AND state = 'RETRY' AND due_at <= ?", (target, now)
         ).fetchall():
