@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import os
+import struct
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +28,7 @@ from ctnode.archive.header import Uids, read_meta, read_uids
 from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened
 from ctnode.archive.spool import HEAD_BYTES, Journal, Spool
+from ctnode.flow.unpack import is_part10
 from ctnode.ops.durable import fsync_directory
 from ctnode.words import BadInstance, StorageError
 
@@ -31,6 +36,13 @@ PIECE_BYTES: Final = 1 << 20
 REASON_LIMIT: Final = 20
 ZIP_ENTRY_LIMIT: Final = 100_000
 ZIP_TOTAL_LIMIT_BYTES: Final = 64 << 30
+# A member may become so large anyway, and beyond it so many times its packed size.
+ZIP_FREE_BYTES: Final = 10 << 20
+ZIP_RATIO: Final = 200
+_DAMAGED: Final = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError,
+    zlib.error, lzma.LZMAError, struct.error,
+)  # fmt: skip
 _DICOMDIR_CLASS: Final = "1.2.840.10008.1.3.10"
 
 
@@ -60,8 +72,10 @@ def import_paths(layout: Layout, paths: Iterable[Path], *, door: str) -> Iterato
         If the storage takes no more; what was yielded before is kept.
     """
     address = f"file:{door}"
-    bell = Doorbell(layout.run)
-    with Spool(layout.incoming).open_association(Opened(door, "", "", address, address)) as journal:
+    with (
+        closing(Doorbell(layout.run)) as bell,
+        Spool(layout.incoming).open_association(Opened(door, "", "", address, address)) as journal,
+    ):
         for path in paths:
             for file in _walk(path):
                 yield from _import_file(journal, file)
@@ -79,7 +93,11 @@ def _walk(path: Path) -> Iterator[Path]:
 
 def _import_file(journal: Journal, path: Path) -> Iterator[Imported]:
     try:
-        if zipfile.is_zipfile(path):
+        if not path.is_file():
+            yield Imported(str(path), Outcome.PASSED_OVER, "no regular file")
+            return
+        # What begins as DICOM is DICOM, even if the end of a zip hangs on it.
+        if not is_part10(path) and zipfile.is_zipfile(path):
             yield from _import_zip(journal, path)
             return
         yield _import_one(journal, path, str(path))
@@ -97,23 +115,33 @@ def _import_zip(journal: Journal, path: Path) -> Iterator[Imported]:
                 return
             left = ZIP_TOTAL_LIMIT_BYTES
             for member in members:
-                name = f"{path}!{member.filename}"
                 with tempfile.TemporaryDirectory(dir=journal.directory.parent.parent / "run") as folder:
                     unpacked = Path(folder) / "member"
-                    left = _unpack(archive, member, unpacked, left)
+                    name = f"{path}!{member.filename}"
+                    try:
+                        left -= _unpack(archive, member, unpacked, left)
+                    except _DAMAGED as error:
+                        yield Imported(name, Outcome.REFUSED, f"the member cannot be unpacked: {error}")
+                        continue
                     yield _import_one(journal, unpacked, name)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        yield Imported(str(path), Outcome.REFUSED, f"the zip cannot be read: {error}")
+    except _DAMAGED as error:
+        yield Imported(str(path), Outcome.REFUSED, f"the zip cannot be read: {type(error).__name__}")
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, left: int) -> int:
+    """Write a member to a file and return its size, as counted."""
+    limit = min(left, max(ZIP_FREE_BYTES, member.compress_size * ZIP_RATIO))
+    count = 0
     with archive.open(member) as source, target.open("wb") as file:
         while piece := source.read(PIECE_BYTES):
-            left -= len(piece)
-            if left < 0:
-                raise zipfile.BadZipFile(f"unpacks to more than {ZIP_TOTAL_LIMIT_BYTES >> 30} GB")
-            file.write(piece)
-    return left
+            count += len(piece)
+            if count > limit:
+                raise zipfile.BadZipFile("it becomes larger than a member may become")
+            try:
+                file.write(piece)
+            except OSError as error:
+                raise StorageError(f"storage failed: {error.strerror}", hint="see `ctnode doctor`") from error
+    return count
 
 
 def _import_one(journal: Journal, path: Path, name: str) -> Imported:
@@ -130,9 +158,13 @@ def _import_one(journal: Journal, path: Path, name: str) -> Imported:
             incoming = journal.receive(
                 transfer_syntax=transfer_syntax, sop_class=uids.sop_class, sop_instance=uids.sop_instance
             )
-            file.seek(start)
-            while piece := file.read(PIECE_BYTES):
-                incoming.write(piece)
+            try:
+                file.seek(start)
+                while piece := file.read(PIECE_BYTES):
+                    incoming.write(piece)
+            except OSError:
+                incoming.discard()
+                raise
             incoming.commit()
         except BadInstance as error:
             return Imported(name, Outcome.REFUSED, f"{error.message}; `ctnode process` takes files without UIDs")
