@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +30,7 @@ from ctnode.ops import log
 REJECTED: Final = "rejected"
 RETRY_S: Final = 5.0
 BATCH: Final = 500
+NAME_BYTES: Final = 200
 
 _Stamp = tuple[int, int]
 
@@ -95,7 +98,10 @@ class Inbox:
         for path in _files(Path(self.config.inbox.path)):
             try:
                 status = path.stat()
-            except FileNotFoundError:
+            except OSError:
+                # Gone meanwhile, a link that leads nowhere or to itself, or not ours to see.
+                continue
+            if not stat.S_ISREG(status.st_mode):
                 continue
             stamp = (status.st_size, status.st_mtime_ns)
             known = self._seen.get(path)
@@ -110,7 +116,8 @@ class Inbox:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=answers, stderr=subprocess.DEVNULL)
         self._child = _Child(process, answers, paths)
         assert process.stdin is not None
-        with process.stdin as pipe:
+        with suppress(BrokenPipeError), process.stdin as pipe:
+            # A child that died at once has no answers; that is how it is noticed.
             pipe.write(json.dumps([str(path) for path in paths]).encode())
 
     def _collect(self) -> None:
@@ -140,9 +147,12 @@ class Inbox:
     def _reject(self, path: Path, reason: str) -> None:
         folder = Path(self.config.inbox.path) / REJECTED
         folder.mkdir(exist_ok=True)
-        target = folder / f"{time.time_ns()}-{path.name}"
+        # A name may have 255 bytes, of any value.
+        name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
+        target = folder / f"{time.time_ns()}-{name}"
         path.rename(target)
-        target.with_name(f"{target.name}.reason.txt").write_text(reason + "\n", encoding="utf-8")
+        note = target.with_name(f"{target.name}.reason.txt")
+        note.write_text(reason + "\n", encoding="utf-8", errors="backslashreplace")
         self._log.warning("inbox file rejected", count=1)
 
 
