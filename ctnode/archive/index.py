@@ -189,7 +189,8 @@ class Index:
 
     def adopt(self, series_id: int, arrival: Arrival, path: str) -> None:
         """Give a row to a file that lies in the store already, inside the current transaction."""
-        self._retire_older(series_id, arrival.header.uids.sop_instance)
+        if self._retire_older(series_id, arrival.header.uids.sop_instance):
+            self._flag(series_id, "CONFLICT")
         self._instance(series_id, arrival, path, revision=1)
 
     def _study(self, uid: str, at: float) -> int:
@@ -255,10 +256,11 @@ class Index:
         self._retire_older(series.id, arrival.header.uids.sop_instance)
         self.database.count("conflicts")
 
-    def _retire_older(self, series_id: int, sop_instance: str) -> None:
-        self.database.execute(
+    def _retire_older(self, series_id: int, sop_instance: str) -> int:
+        retired = self.database.execute(
             "UPDATE instances SET is_current = 0 WHERE series_id = ? AND sop_instance = ?", (series_id, sop_instance)
         )
+        return retired.rowcount
 
     def _prolong(self, series: _Series, arrival: Arrival) -> None:
         self.database.execute(

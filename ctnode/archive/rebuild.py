@@ -69,11 +69,9 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
         except (BadInstance, OSError) as error:
             unreadable.append(f"{path.relative_to(layout.store)}: {error}")
         if len(batch) >= BATCH:
-            touched |= _adopt(index, door, batch)
-            count += len(batch)
+            count += _adopt(index, door, batch, touched, unreadable)
             batch = []
-    touched |= _adopt(index, door, batch)
-    count += len(batch)
+    count += _adopt(index, door, batch, touched, unreadable)
     index.end_association(door, REBUILT, time.time())
     states = [_settle(database, layout, series_id) for series_id in sorted(touched)]
     done = states.count(RevisionState.DONE)
@@ -81,19 +79,36 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
     return Rebuilt(count, len(touched), done, held, tuple(unreadable))
 
 
-def _adopt(index: Index, door: Association, batch: list[tuple[Path, Header]]) -> set[int]:
-    """Give rows to files that lie in the store already, each under the split that its folder names."""
+def _adopt(
+    index: Index, door: Association, batch: list[tuple[Path, Header]], touched: set[int], unreadable: list[str]
+) -> int:
+    """Give rows to files that lie in the store already, each under the split that its folder names; return how many."""
     database, store = index.database, index.layout.store
-    touched = set()
+    count = 0
     with database.immediate():
         for path, header in batch:
             at = path.stat().st_mtime
             study_id = _study(database, header.uids.study, at)
             _, split = parse_series_name(path.parent.name)
             series_id = _series(database, study_id, header, split, at)
-            index.adopt(series_id, Arrival(path, at, door, header), str(path.relative_to(store)))
+            relative = str(path.relative_to(store))
+            same = _same(database, series_id, header)
+            if same:
+                unreadable.append(f"{relative}: the same instance as {same}")
+                continue
+            index.adopt(series_id, Arrival(path, at, door, header), relative)
             touched.add(series_id)
-    return touched
+            count += 1
+    return count
+
+
+def _same(database: Database, series_id: int, header: Header) -> str:
+    """Return the path of the row that this very instance has already, else an empty text."""
+    row = database.execute(
+        "SELECT path FROM instances WHERE series_id = ? AND sop_instance = ? AND digest = ? AND transfer_syntax = ?",
+        (series_id, header.uids.sop_instance, header.digest, header.transfer_syntax),
+    ).fetchone()
+    return str(row[0]) if row is not None else ""
 
 
 def _study(database: Database, uid: str, at: float) -> int:
@@ -115,10 +130,10 @@ def _series(database: Database, study_id: int, header: Header, split: int, at: f
     database.count("series")
     return database.insert(
         "INSERT INTO series (study_id, uid, split, modality, patient_key, frame_of_reference, rows, columns, first_at,"
-        " last_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " last_at, flags) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             study_id, header.uids.series, split, header.modality, header.patient_key, header.frame_of_reference,
-            header.rows, header.columns, at, at,
+            header.rows, header.columns, at, at, json.dumps(["SPLIT"] if split > 1 else []),
         ),
     )  # fmt: skip
 
@@ -136,10 +151,12 @@ def _settle(database: Database, layout: Layout, series_id: int) -> RevisionState
         ids = [row[0] for row in database.execute("SELECT id FROM instances WHERE series_id = ?", (series_id,))]
         present = {row[0] for row in database.execute("SELECT n FROM revisions WHERE series_id = ?", (series_id,))}
         last = max(present, default=0)
+        _end_waiting(database, series_id, published, ids)
         for n in published:
             if n > last:
                 state = RevisionState.DONE if n == published[-1] else RevisionState.SUPERSEDED
                 _insert_revision(database, series_id, n, state, ids)
+                supersede_older(database, series_id, n)
         if not published or published[-1] <= last:
             _open_held(database, series_id, last, ids)
         revision = newest(database, series_id)
@@ -148,6 +165,17 @@ def _settle(database: Database, layout: Layout, series_id: int) -> RevisionState
         elif revision.state is RevisionState.COMPLETE:
             database.execute("UPDATE series SET hold = ? WHERE id = ?", (REBUILT, series_id))
         return get(database, revision.id).state
+
+
+def _end_waiting(database: Database, series_id: int, published: list[int], ids: list[int]) -> None:
+    """End a revision that an old copy of the index has as waiting, where results say that it came to its end."""
+    waiting = database.row("SELECT id, n FROM revisions WHERE series_id = ? AND state = 'RECEIVING'", (series_id,))
+    if waiting is None or not published or published[-1] < waiting["n"]:
+        return
+    database.execute(
+        "UPDATE revisions SET state = ?, verdict_at = ?, evidence = ?, instances = ?, reason = ? WHERE id = ?",
+        (RevisionState.DONE, time.time(), json.dumps([REBUILT]), json.dumps(ids), REBUILT, waiting["id"]),
+    )
 
 
 def _open_held(database: Database, series_id: int, last: int, ids: list[int]) -> None:

@@ -70,9 +70,8 @@ class Watched:
 
     @property
     def rejected(self) -> list[str]:
-        return sorted(
-            path.name.partition("-")[2] for path in (self.folder / REJECTED).glob("*") if path.suffix != ".txt"
-        )
+        names = [path.name for path in (self.folder / REJECTED).glob("*")]
+        return sorted(name.partition("-")[2] for name in names if not name.endswith(".reason.txt"))
 
 
 @pytest.fixture
