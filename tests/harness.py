@@ -32,6 +32,7 @@ from pydicom import Dataset, dcmread
 from ctnode.archive import invariants
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
+from tests.wire_peers import P_DATA, RawPeer, pdu, pdv, store_command
 
 REPOSITORY: Final = Path(__file__).parents[1]
 # pynetdicom puts programs with the names of DCMTK's into a virtual environment; those are not meant here.
@@ -40,6 +41,7 @@ SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 CEILING_S: Final = 180.0
 POLL_S: Final = 0.05
 LOOPBACK: Final = "127.0.0.1"
+FRAGMENT_BYTES: Final = 16000
 
 Popen = subprocess.Popen[bytes]
 Value = TypeVar("Value")
@@ -316,14 +318,17 @@ class Node:
         }
         return {**inherited, **self.environment}
 
-    def kill(self) -> None:
+    def kill(self, known: Sequence[int] = ()) -> None:
         """Kill the supervisor and all its descendants at once, as a power cut would.
 
-        They are frozen first, so that none of them sees another die.
+        They are frozen first, so that none of them sees another die; those that are ``known`` before all others,
+        because looking for descendants takes its time.
         """
         if self.process is None:
             return
         if self.process.poll() is None:
+            for pid in known:
+                _signal(pid, signal.SIGSTOP)
             for pid in _freeze(self.process.pid):
                 _signal(pid, signal.SIGKILL)
         self.process.wait(CEILING_S)
@@ -609,45 +614,48 @@ def _toml_value(value: object) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a sender read for one file; ``status`` is None where the connection went before."""
+    """What a sender has read for one file."""
 
     file: Path
-    status: int | None
+    status: int
 
 
 def send_as_is(
     port: int, files: Sequence[Path], *, calling: str = "SCU", on_answer: Callable[[Answer], object] | None = None
 ) -> list[Answer]:
-    """Send the data sets of files bit for bit in one association, until all are sent or it is gone.
+    """Send the data sets of files bit for bit in one association, until all are sent or the connection is gone.
 
-    Each transfer syntax is proposed alone, so that the receiver cannot choose another.
+    Each transfer syntax is proposed alone, so that the receiver cannot choose another. The sender is a plain socket: it
+    knows at once when the other side dies, and what it notes it has read.
     """
-    from pynetdicom import AE, _config
-
     told: list[Answer] = []
-    entity = AE(ae_title=calling)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = CEILING_S
-    for file in files:
-        meta = dcmread(file, stop_before_pixels=True).file_meta
-        entity.add_requested_context(meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_config, "STORE_SEND_CHUNKED_DATASET", True)
-        association = entity.associate(LOOPBACK, port, ae_title="CTNODE")
-        for file in files:
-            if not association.is_established:
-                break
-            try:
-                answered = association.send_c_store(file)
-            except RuntimeError:
-                # The connection went between the look and the call.
-                break
-            told.append(Answer(file, answered.get("Status")))
-            if on_answer is not None:
-                on_answer(told[-1])
-        if association.is_established:
-            association.release()
-        entity.shutdown()
+    kinds = [
+        (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID), str(meta.MediaStorageSOPInstanceUID))
+        for meta in (dcmread(file, stop_before_pixels=True).file_meta for file in files)
+    ]
+    contexts = {kind: 2 * number + 1 for number, kind in enumerate(sorted({kind[:2] for kind in kinds}))}
+    try:
+        with RawPeer(port) as peer:
+            peer.socket.settimeout(CEILING_S)
+            peer.associate([(number, kind[0], [kind[1]]) for kind, number in contexts.items()], calling=calling)
+            for number, (file, kind) in enumerate(zip(files, kinds, strict=True), start=1):
+                peer.send(b"".join(_store_request(contexts[kind[:2]], kind[0], kind[2], number, data_set_of(file))))
+                told.append(Answer(file, peer.answer().status))
+                if on_answer is not None:
+                    on_answer(told[-1])
+            peer.release()
+    except (EOFError, ConnectionError):
+        # The other side was killed: what it has not answered is not acknowledged.
+        return told
     return told
+
+
+def _store_request(context: int, sop_class: str, sop_instance: str, number: int, data: bytes) -> Iterator[bytes]:
+    command = store_command(sop_instance.encode(), sop_class=sop_class.encode(), message_id=number)
+    yield pdu(P_DATA, pdv(context, 3, command))
+    for start in range(0, len(data), FRAGMENT_BYTES):
+        is_last = start + FRAGMENT_BYTES >= len(data)
+        yield pdu(P_DATA, pdv(context, 2 if is_last else 0, data[start : start + FRAGMENT_BYTES]))
 
 
 class Gate:

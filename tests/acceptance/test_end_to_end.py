@@ -54,7 +54,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """One node for all tests that bring series of their own and ask for no special configuration."""
     tool("storescu")
     place = tmp_path_factory.mktemp("node")
-    with Node(place, completion={"quiet_s": 0.5, "called_ae_quiet_s": {PATIENT: 5.0}}, worker={"processes": 2}) as node:
+    with Node(place, completion={"quiet_s": 0.5, "called_ae_quiet_s": {PATIENT: 3.0}}, worker={"processes": 2}) as node:
         yield node
         assert node.terminate() == 0
 
