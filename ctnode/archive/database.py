@@ -88,15 +88,8 @@ class Database:
         Unavailable
             If a newer ctnode wrote the file.
         """
-        known = {migration.name for migration in MIGRATIONS.pending(self.tables)}
-        applied = {migration.name for migration in MIGRATIONS.applied(self.tables)}
-        newer = sorted(applied - set(_migration_names()))
-        if newer:
-            raise Unavailable(
-                f"the index was written by a newer ctnode ({newer[-1]})",
-                hint="upgrade, or restore the backup beside it",
-            )
-        if not known:
+        applied = self._applied()
+        if not MIGRATIONS.pending(self.tables):
             return
         if applied:
             self._backup_before_migration()
@@ -104,6 +97,32 @@ class Database:
             # The roles of a node start together; who comes second finds nothing pending any more.
             MIGRATIONS.apply(self.tables)
         fsync_directory(self.path.parent)
+
+    def require_index(self) -> None:
+        """Check that the file is a whole index of this ctnode or an older one.
+
+        Raises
+        ------
+        Unavailable
+            If it is damaged, something else, or newer.
+        """
+        try:
+            applied = self._applied()
+            sound = self.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+        except sqlite3.DatabaseError as error:
+            raise Unavailable(f"{self.path} cannot be read: {error}") from None
+        if not applied or not sound:
+            raise Unavailable(f"{self.path} is {'no index of ctnode' if sound else 'damaged'}")
+
+    def _applied(self) -> set[str]:
+        applied = {migration.name for migration in MIGRATIONS.applied(self.tables)}
+        newer = sorted(applied - set(_migration_names()))
+        if newer:
+            raise Unavailable(
+                f"the index was written by a newer ctnode ({newer[-1]})",
+                hint="upgrade, or restore the backup beside it",
+            )
+        return applied
 
     def _backup_before_migration(self) -> None:
         copy = self.path.with_name(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Final
@@ -53,6 +55,14 @@ def main() -> None:
     except click.ClickException as usage:
         usage.show()
         sys.exit(usage.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what Python would flush at the end has no reader either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.FINDINGS)
+    except (sqlite3.Error, OSError) as error:
+        click.echo(f"ctnode: {error}", err=True)
+        click.echo("        see `ctnode doctor`", err=True)
+        sys.exit(ExitCode.UNAVAILABLE)
     except CtnodeError as error:
         click.echo(f"ctnode: {error.message}", err=True)
         if error.hint:

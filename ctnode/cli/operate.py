@@ -18,7 +18,7 @@ from ctnode.cli.show import Settings, act_as_owner, as_json, pairs, print_json, 
 from ctnode.flow.doctor import examine
 from ctnode.ops.durable import is_locked, lock
 from ctnode.ops.role import read_reports
-from ctnode.words import ExitCode, NotFound, Unavailable
+from ctnode.words import ExitCode, NotFound, Unavailable, WrongState
 
 BACKUP_WAIT_S = 600.0
 
@@ -92,6 +92,8 @@ def rebuild_index(settings: Settings) -> None:
         raise Unavailable(f"no node at {config.root}", hint="name another storage.root")
     act_as_owner(config.root)
     layout = Layout(config.root, config.results)
+    # Perhaps only the store is left.
+    layout.create()
     lock(layout.run / "keep.lock", owner="keeper")
     aside = rebuild.set_aside(layout)
     with Database(layout.database) as database:
@@ -158,6 +160,11 @@ def _ask_keeper(database: Database, layout: Layout, target: Path) -> None:
 def _restore(layout: Layout, source: Path) -> None:
     if not source.is_file():
         raise NotFound(f"no file {source}")
+    if layout.database.exists() and source.samefile(layout.database):
+        raise WrongState(f"{source} is the index itself", hint="name a copy that `ctnode backup` made")
+    with Database(source, readonly=True) as copy:
+        # Before anything is moved out of its way.
+        copy.require_index()
     layout.create()
     lock(layout.run / "keep.lock", owner="keeper")
     aside = rebuild.set_aside(layout)
