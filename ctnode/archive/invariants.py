@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.archive.spool import KEPT_SUFFIX
+
+STEP: Final = 1000
 
 
 def check_store(database: Database, layout: Layout) -> Iterator[str]:
@@ -15,17 +18,25 @@ def check_store(database: Database, layout: Layout) -> Iterator[str]:
 
     A row whose file still waits in the journal is none: it was committed and the move is finished by the next scan.
     """
-    waiting = sum(1 for _ in layout.incoming.glob(f"*/*{KEPT_SUFFIX}"))
-    missing = 0
     for file in _files(layout.store):
         relative = str(file.relative_to(layout.store))
         if database.execute("SELECT 1 FROM instances WHERE path = ? LIMIT 1", (relative,)).fetchone() is None:
             yield f"store/{relative} has no row in the index"
-    for (path,) in database.execute("SELECT path FROM instances"):
-        if not (layout.store / path).is_file():
-            missing += 1
-            if missing > waiting:
-                yield f"the index names store/{path}, which is not there"
+    missing = [path for path in _paths(database) if not (layout.store / path).is_file()]
+    waiting = sum(1 for _ in layout.incoming.glob(f"*/*{KEPT_SUFFIX}"))
+    # A second look, for those that a running keeper has moved since.
+    gone = [path for path in missing if not (layout.store / path).is_file()]
+    yield from (f"the index names store/{path}, which is not there" for path in gone[waiting:])
+
+
+def _paths(database: Database) -> Iterator[str]:
+    """Yield every path in small steps: a reader that stays open would block each commit of a running node."""
+    last = 0
+    while rows := database.execute(
+        "SELECT id, path FROM instances WHERE id > ? ORDER BY id LIMIT ?", (last, STEP)
+    ).fetchall():
+        last = rows[-1][0]
+        yield from (path for _, path in rows)
 
 
 def check_states(database: Database) -> Iterator[str]:
