@@ -329,12 +329,13 @@ class Node:
         if self.process.poll() is None:
             for pid in known:
                 _signal(pid, signal.SIGSTOP)
-            for pid in _freeze(self.process.pid):
-                _signal(pid, signal.SIGKILL)
-        self.process.wait(CEILING_S)
-        for pid in self.strays():
+            doomed = _freeze(self.process.pid)
+        else:
+            doomed = self.strays()
+        for pid in doomed:
             _signal(pid, signal.SIGKILL)
-        wait_until(lambda: not self.strays(), "all processes of the node are gone")
+        self.process.wait(CEILING_S)
+        wait_until(lambda: all(map(is_gone, doomed)) and not self.strays(), "all processes of the node are gone")
 
     def terminate(self) -> int:
         """Ask the node to stop and return its exit code."""
@@ -727,7 +728,7 @@ def small_series(
     uid = f"1.2.826.0.1.3680043.8.498.77.{number}"
     place = directory / f"series-{number}"
     place.mkdir(parents=True)
-    affine = np.diag([4.0, 4.0, 8.0, 1.0])
+    affine = np.diag([256.0 / side, 256.0 / side, 8.0, 1.0])
     affine[:3, 3] = (-128.0, -128.0, -40.0)
     noise = np.random.default_rng(number).integers(-30, 30, (slices, side, side), dtype=np.int16)
     voxels = np.full((slices, side, side), -1000, np.int16)

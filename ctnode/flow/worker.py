@@ -68,6 +68,7 @@ class Worker:
         self.role = role
         self.reload = reload
         self.owner = identity()
+        self._held: jobs.Lease | None = None
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def run(self) -> None:
@@ -79,11 +80,14 @@ class Worker:
                 self.config = self.reload()
             try:
                 self._release_dead_owners()
+                self._give_back_held()
                 lease = jobs.claim(self.database, self.owner)
                 if lease is None:
                     self.role.wait(IDLE_S)
                 else:
+                    self._held = lease
                     self._run_job(lease)
+                    self._held = None
             except LostLease as lost:
                 self._log.warning("lease lost", reason=lost.message)
             except (OSError, sqlite3.Error) as error:
@@ -99,6 +103,17 @@ class Worker:
         ).fetchall():
             if not is_alive(owner):
                 jobs.release_interrupted(self.database, owner)
+
+    def _give_back_held(self) -> None:
+        """Give back the job whose end could not be written down; its lease need not run out, nor does it count."""
+        if self._held is None:
+            return
+        try:
+            jobs.give_back(self.database, self._held, "its end could not be written down", wait_s=STORAGE_RETRY_S)
+        except LostLease:
+            # It was written down after all, or somebody took the job away.
+            self._log.debug("nothing to give back", job=self._held.job_id)
+        self._held = None
 
     def _run_job(self, lease: jobs.Lease) -> None:
         revision = revisions.get(self.database, lease.revision_id)
@@ -124,6 +139,9 @@ class Worker:
         began = time.monotonic()
         try:
             outcome = self._watch_child(lease, order)
+            if outcome.answer is None:
+                # On a full disk its room is what the row about it needs.
+                shutil.rmtree(folder, ignore_errors=True)
             if outcome.is_drained:
                 jobs.give_back(self.database, lease, "the node stops")
                 bound.info("job given back")
