@@ -7,6 +7,7 @@ import itertools
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from ctnode.archive.settle import Settler
 from ctnode.config import Completion
 from ctnode.flow.waiting import WaitingRoom
 from ctnode.words import JobState, LostLease, WrongState
-from tests.archive_root import Image, Root, opened, put
+from tests.archive_root import Image, Root, opened, put, stack
 
 pytestmark = pytest.mark.integration
 
@@ -51,8 +52,8 @@ class Clock:
 class Machine(RuleBasedStateMachine):
     """A node without its processes."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(start=st.sampled_from(["empty", "queued", "claimed"]))
+    def begin(self, start: str) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="ctnode-machine-"))
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
@@ -64,6 +65,12 @@ class Machine(RuleBasedStateMachine):
         self.deaths = 0
         self.fresh = itertools.count(1000)
         self._wake()
+        if start != "empty":
+            self._send(*stack(3))
+            self.time_passes(2 * QUIET_S)
+            self.time_passes(QUIET_S)
+        if start == "claimed":
+            self.a_worker_claims()
 
     def _wake(self) -> None:
         self.root.settler = Settler(self.root.index)
@@ -98,6 +105,22 @@ class Machine(RuleBasedStateMachine):
     @rule(series=st.sampled_from(SERIES), k=SLICES)
     def the_series_uid_is_used_for_somebody_else(self, series: str, k: int) -> None:
         self._send(Image(f"{series}.9.{k}", series=series, patient="P2", position=2.5 * k))
+
+    @precondition(lambda self: getattr(self, "leases", []))
+    @rule(data=st.data())
+    def a_late_slice_becomes_complete_while_its_series_is_processed(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        ((series_id, series, patient),) = self.root.rows(
+            "SELECT series.id, uid, split FROM series JOIN revisions ON series_id = series.id WHERE revisions.id = ?",
+            lease.revision_id,
+        )
+        self._send(Image(f"{series}.{next(self.fresh)}", series=str(series), patient=f"P{patient}", position=50.0))
+        self._turn()
+        self.clock.passed += 61.0
+        self._turn()
+        if data.draw(st.booleans()):
+            with suppress(WrongState):
+                revisions.requeue(self.root.database, int(str(series_id)))
 
     @rule()
     def the_same_twice_over_one_association(self) -> None:
@@ -170,6 +193,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def a_worker_claims(self) -> None:
+        self.clock.passed += jobs.FIRST_RETRY_S
         lease = jobs.claim(self.root.database, "worker")
         if lease is not None:
             self.leases.append(lease)
@@ -192,11 +216,12 @@ class Machine(RuleBasedStateMachine):
         except LostLease:
             pass
 
-    @rule(series_id=st.integers(1, 4), what=st.sampled_from(["requeue", "cancel"]))
-    def the_operator_interferes(self, series_id: int, what: str) -> None:
+    @precondition(lambda self: hasattr(self, "root") and self.root.rows("SELECT 1 FROM jobs LIMIT 1"))
+    @rule(data=st.data(), what=st.sampled_from(["requeue", "cancel"]))
+    def the_operator_interferes(self, data: st.DataObject, what: str) -> None:
+        shown = "SELECT DISTINCT series_id FROM jobs JOIN revisions ON revisions.id = revision_id ORDER BY series_id"
+        series_id = data.draw(st.sampled_from([int(str(row[0])) for row in self.root.rows(shown)]))
         found = jobs.of_series(self.root.database, series_id)
-        if not found:
-            return
         try:
             if what == "requeue":
                 revisions.requeue(self.root.database, series_id)
@@ -264,5 +289,5 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=80, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )

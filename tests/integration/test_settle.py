@@ -107,6 +107,16 @@ def test_a_resend_after_the_verdict_opens_no_revision(root: Root) -> None:
     assert root.rows("SELECT n, state FROM revisions") == [(1, "QUEUED")]
 
 
+def test_a_resend_prolongs_the_wait_in_the_index_too(root: Root) -> None:
+    root.hold(*stack(2))
+    ((first, before),) = root.rows("SELECT last_arrival, deadline FROM revisions")
+    (kept,) = root.hold(stack(2)[0])
+    ((last, after),) = root.rows("SELECT last_arrival, deadline FROM revisions")
+    assert float(str(last)) > float(str(first))
+    assert float(str(after)) - float(str(before)) == pytest.approx(float(str(last)) - float(str(first)))
+    assert last == int(kept.path.name.partition("-")[0]) / 1e9
+
+
 def test_the_same_twice_in_one_batch(root: Root) -> None:
     image = Image("1.2.3.1.7")
     root.hold(image, image, image)
