@@ -156,19 +156,19 @@ def test_an_association_in_the_middle_of_a_store_holds_up_to_the_longest_wait(wa
 
 
 def test_an_association_that_went_on_to_other_series_holds_no_longer(watch: Watch) -> None:
-    watch.settings = Completion(quiet_s=0.01, max_wait_s=900.0, association_hold_s=60.0)
-    watch.root.quiet = lambda _association, _n: 0.01
-    watch.restart()
-    watch.root.index.quiet = watch.root.quiet
-    with watch.root.spool.open_association(opened()) as journal:
-        put(journal, Image("1.2.3.1.1"))
-        watch.turn()
-        first = watch.root.one("SELECT arrived_at FROM instances")
-        while time.time() - float(str(first)) < 0.02:
-            put(journal, Image(f"1.2.3.2.{time.time_ns()}", series="1.2.3.2"))
-        watch.turn()
-        (ripe,) = watch.go(1.0)
-        assert ripe.revision.series_id == 1
+    watch.root.push([Image("1.2.3.1.1")])
+    watch.turn()
+    last = float(str(watch.root.one("SELECT last_arrival FROM association_series")))
+    watch.clocks.mono += QUIET_S + 1
+
+    def ripe(elsewhere_s: float) -> list[Ripe]:
+        watch.clocks.mono += 1.0
+        busy = Open(1, last + elsewhere_s, is_storing=True)
+        return watch.room.ripe(watch.clocks.mono, set(), (busy,), watch.settings)
+
+    assert ripe(0.0) == []
+    assert ripe(QUIET_S - 0.1) == []
+    assert len(ripe(QUIET_S)) == 1
 
 
 def test_an_aborted_association_makes_it_suspect(watch: Watch) -> None:
