@@ -63,6 +63,7 @@ class Receiver(_Section):
     max_object_mb: int = Field(8192, ge=1, description="largest single object in megabytes that is taken")
     request_timeout_s: Seconds = Field(30.0, description="seconds a new connection has for its A-ASSOCIATE-RQ")
     idle_timeout_s: Seconds = Field(60.0, description="seconds an association may be silent before it is aborted")
+    pdu_timeout_s: Seconds = Field(60.0, description="seconds one PDU may take from its first byte to its last")
 
 
 class Tls(_Section):
@@ -217,7 +218,7 @@ RELOADABLE: Final = frozenset(
     {
         "node.called_ae_titles", "node.accept_unknown", "node.drain_s", "storage.reserve_mb", "storage.reserve_inodes",
         "receiver.max_associations", "receiver.max_per_address", "receiver.max_object_mb", "receiver.request_timeout_s",
-        "receiver.idle_timeout_s", "tls.key", "tls.ca", "tls.require_client_certificate",
+        "receiver.idle_timeout_s", "receiver.pdu_timeout_s", "tls.key", "tls.ca", "tls.require_client_certificate",
         "completion.quiet_s", "completion.called_ae_quiet_s", "completion.max_wait_s", "completion.association_hold_s",
         "worker.memory_mb", "worker.timeout_s", "pipeline.spacing_mm", "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",

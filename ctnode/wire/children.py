@@ -101,11 +101,14 @@ class Totals:
 def _sum(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     instances: Counter[str] = Counter()
     ended: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
     for part in parts:
         instances.update(part.get("instances", {}))
         ended.update(part.get("ended", {}))
+        cut.update(part.get("cut", {}))
     return {
         "instances": dict(sorted(instances.items())),
         "ended": dict(sorted(ended.items())),
+        "cut": dict(sorted(cut.items())),
         "bytes": sum(int(part.get("bytes", 0)) for part in parts),
     }

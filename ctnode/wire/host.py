@@ -87,6 +87,7 @@ class Host:
             max_pdu_bytes=receiver.max_pdu,
             request_timeout_s=receiver.request_timeout_s,
             idle_timeout_s=receiver.idle_timeout_s,
+            pdu_timeout_s=receiver.pdu_timeout_s,
         )
         association.on_done = self._done
         association.name = f"association-{connection.fileno()}"

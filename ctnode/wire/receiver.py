@@ -101,6 +101,7 @@ class _Receiver:
             if time.monotonic() - began_s >= (ORPHAN_DRAIN_S if role.orphaned else self._drain_s):
                 break
         self._host.abort_all()
+        self._shared.knocks.tell(all_of_them=True)
         self._report()
 
     def _take_message(self) -> None:
@@ -133,6 +134,7 @@ class _Receiver:
         channel.send(self._control, "ended", counters=self._shared.tally.as_json())
 
     def _report(self) -> None:
+        self._shared.knocks.tell()
         counters = self._shared.tally.as_json()
         self._role.report(open=len(self._host.associations), **counters)
         if counters != self._reported:

@@ -14,10 +14,10 @@ from ctnode.archive.part10 import Opened
 from ctnode.archive.spool import Incoming, Journal, Spool
 from ctnode.config import Config
 from ctnode.ops import log
-from ctnode.wire.command import COMMENT_LIMIT, Command
-from ctnode.wire.messages import TooMuch
+from ctnode.wire.command import COMMENT_LIMIT, Command, TooMuch
+from ctnode.wire.knocks import Knocks
 from ctnode.wire.peers import CONGESTED, TOO_MANY, Admit, CachedResolver, Reject, decide, parse_address
-from ctnode.words import BadInstance, CtnodeError, DimseStatus, StorageError
+from ctnode.words import BadInstance, CtnodeError, DimseStatus, StorageError, WrongContext
 
 if TYPE_CHECKING:
     from ctnode.wire.reactor import SyncAssociation
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _MEGABYTE: Final = 1 << 20
 # What is refused is read to its end, so that the association lives; but not without end.
 _DRAIN_FACTOR: Final = 2
+# Refused instances of one status that an association logs; the line of its end counts them all.
+REFUSALS_TOLD: Final = 3
+# How a connection ended that never asked for an association.
+UNNEGOTIATED: Final = "unnegotiated"
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Tally:
 
     instances: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
     bytes_kept: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -42,15 +47,22 @@ class Tally:
             self.instances[f"{status:04X}"] += 1
             self.bytes_kept += kept_bytes
 
-    def count_end(self, how: str) -> None:
-        """Count one association by how it ended."""
+    def count_end(self, how: str, cause: str = "") -> None:
+        """Count one connection by how it ended, and by what its peer was cut for."""
         with self._lock:
             self.ended[how] += 1
+            if cause:
+                self.cut[cause] += 1
 
     def as_json(self) -> dict[str, object]:
         """Return the counters as they stand."""
         with self._lock:
-            return {"instances": dict(self.instances), "ended": dict(self.ended), "bytes": self.bytes_kept}
+            return {
+                "instances": dict(self.instances),
+                "ended": dict(self.ended),
+                "cut": dict(self.cut),
+                "bytes": self.bytes_kept,
+            }
 
 
 @dataclass
@@ -62,6 +74,7 @@ class Shared:
     spool: Spool
     doorbell: Doorbell
     tally: Tally = field(default_factory=Tally)
+    knocks: Knocks = field(default_factory=Knocks)
     resolver: CachedResolver = field(default_factory=CachedResolver)
     storage_fault: str = ""
 
@@ -97,8 +110,10 @@ class NodeSession:
         self._peer_address = _join(peer_name)
         self._own_address = _join(own_name)
         self._over_limit = over_limit
+        self._has_asked = False
         self._journal: Journal | None = None
         self._syntaxes: dict[int, str] = {}
+        self._classes: dict[int, str] = {}
         self._instances: Counter[str] = Counter()
         self._reason = ""
         self._originators: set[str] = set()
@@ -112,6 +127,7 @@ class NodeSession:
 
     def admit(self, calling_ae: str, called_ae: str) -> Reject | None:
         """Decide on the association and remember why not."""
+        self._has_asked = True
         self.calling_ae, self.called_ae = calling_ae.strip(), called_ae.strip()
         shared = self._shared
         decision = decide(
@@ -145,6 +161,9 @@ class NodeSession:
         self._syntaxes = {
             int(context.context_id or 0): str(context.transfer_syntax[0]) for context in association.accepted_contexts
         }
+        self._classes = {
+            int(context.context_id or 0): str(context.abstract_syntax) for context in association.accepted_contexts
+        }
         opened = Opened(
             door="network",
             calling_ae=self.calling_ae,
@@ -160,20 +179,24 @@ class NodeSession:
             self._reason = error.message
             raise
 
-    def close(self, how: str) -> None:
+    def close(self, how: str, cause: str = "", why: str = "") -> None:
         """Discard what has not ended, end the journal, and say so once."""
         if self.how:
             return
-        self.how = how
+        self.how = how if self._has_asked else UNNEGOTIATED
         self._discard()
+        if not self._has_asked:
+            self._shared.tally.count_end(self.how, cause)
+            self._shared.knocks.count(self._peer_host, cause or "closed")
+            return
         if self._journal is not None:
             self._journal.close(how)
             self._shared.doorbell.ring()
-        self._shared.tally.count_end(how)
+        self._shared.tally.count_end(how, cause)
         log.get().info(
             "association ended",
             state=how,
-            reason=self._reason or None,
+            reason=self._reason or why or None,
             peer=self.peer,
             address=self._peer_address,
             calling_ae=self.calling_ae,
@@ -192,6 +215,8 @@ class NodeSession:
         self._limit_bytes = self._shared.config.receiver.max_object_mb * _MEGABYTE
         assert self._journal is not None
         try:
+            if uid(command.sop_class) != self._classes[context_id]:
+                raise WrongContext("the SOP class is not that of the presentation context")
             self._note_originator(command)
             self._incoming = self._journal.receive(
                 transfer_syntax=self._syntaxes[context_id],
@@ -241,7 +266,10 @@ class NodeSession:
         if fault is None:
             self._shared.doorbell.ring()
             return status, ""
-        log.get().warning("instance refused", status=f"{status:04X}", error=fault.message, address=self._peer_address)
+        if self._instances[f"{status:04X}"] <= REFUSALS_TOLD:
+            log.get().warning(
+                "instance refused", status=f"{status:04X}", error=fault.message, address=self._peer_address
+            )
         return status, fault.message[:COMMENT_LIMIT]
 
     def _note_originator(self, command: Command) -> None:

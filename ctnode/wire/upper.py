@@ -16,15 +16,19 @@ from typing import Any, Final, cast
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import InvalidEventError
+from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.transport import AssociationSocket
 
-from ctnode.ops import log
-from ctnode.wire.command import Malformed
-from ctnode.wire.messages import Assembler, TooMuch
+from ctnode.wire.command import NOT_SPECIFIED, UNRECOGNIZED_PDU, Malformed
+from ctnode.wire.messages import Assembler
+from ctnode.wire.peers import Reject
+from ctnode.wire.request import review
 from ctnode.wire.stream import Filled, Stream
 
 ASSOCIATE_LIMIT_BYTES: Final = 1 << 20
 CONTROL_LIMIT_BYTES: Final = 1 << 10
+# A message that comes slower than this, over idle_timeout_s, only holds a place.
+SLOWEST_BYTES_S: Final = 64
 CLOSING: Final = "Sta13"
 TRANSPORT_CLOSED: Final = "Evt17"
 ARTIM_EXPIRED: Final = "Evt18"
@@ -34,7 +38,9 @@ _PDU_HEADER: Final = struct.Struct(">BBL")
 _A_ASSOCIATE_RQ: Final = 0x01
 _P_DATA_TF: Final = 0x04
 _KNOWN_PDUS: Final = range(0x01, 0x08)
+_BY_PROVIDER: Final = 2
 _IDLE: Final = "Sta1"
+_AWAITING_REQUEST: Final = "Sta2"
 _ESTABLISHED: Final = "Sta6"
 
 
@@ -68,16 +74,33 @@ class SyncDul(DULServiceProvider):
         What the peer is told it may send in one PDU.
     idle_timeout_s
         Seconds from one whole PDU to the next.
+    pdu_timeout_s
+        Seconds from the first byte of a PDU to its last.
     """
 
-    def __init__(self, assoc: Association, stream: Stream, max_pdu_bytes: int, idle_timeout_s: float) -> None:
+    def __init__(
+        self, assoc: Association, stream: Stream, max_pdu_bytes: int, idle_timeout_s: float, pdu_timeout_s: float
+    ) -> None:
         super().__init__(assoc)
         self.stream = stream
         self.assembler: Assembler | None = None
         self.is_lost = False
+        # Why the node ended what the peer did not end itself: a word to count under, and a sentence for the log.
+        self.cause = ""
+        self.why = ""
+        # An A-ASSOCIATE-RQ that can be read and not be accepted.
+        self.rejection: Reject | None = None
+        self._abort_reason = NOT_SPECIFIED
         self._max_pdu_bytes = max_pdu_bytes
         self._idle_timeout_s = idle_timeout_s
+        self._pdu_timeout_s = pdu_timeout_s
         self._active_at_s = time.monotonic()
+        # When the PDU at the start of the buffer was first seen to be cut off; 0 while there is none.
+        self._partial_at_s = 0.0
+        # From when on, and after how many bytes, the pace of a message is judged.
+        self._paced_at_s = self._active_at_s
+        self._paced_bytes = 0
+        self._received_bytes = 0
         self._own_thread = 0
 
     @property
@@ -151,7 +174,7 @@ class SyncDul(DULServiceProvider):
             if not self.to_provider_queue.empty():
                 self.to_provider_queue.get_nowait()
         except Exception as error:  # noqa: BLE001 - pynetdicom raises whatever hostile bytes make it raise
-            log.get().warning("peer sent what cannot be read", exception=type(error).__name__, step=event)
+            self.blame("malformed", f"what the peer sent cannot be read: {type(error).__name__} at {event}")
             if event == INVALID_PDU:
                 self._kill_thread = True
             else:
@@ -174,32 +197,67 @@ class SyncDul(DULServiceProvider):
         self.flush()
         if self._kill_thread or self._take_pdu():
             return True
-        idle_s = self._active_at_s + self._idle_timeout_s
-        outcome = self.stream.fill(idle_s if deadline_s is None else min(deadline_s, idle_s))
+        had_bytes = self.stream.available_bytes
+        patience_s, cause, why = self._patience()
+        outcome = self.stream.fill(patience_s if deadline_s is None else min(deadline_s, patience_s))
+        self._received_bytes += self.stream.available_bytes - had_bytes
         if outcome is Filled.CLOSED:
             self.is_lost = True
             self.cut(TRANSPORT_CLOSED)
+        elif outcome is Filled.EXPIRED and (deadline_s is None or patience_s <= deadline_s):
+            self.blame(cause, why)
         return outcome is not Filled.EXPIRED
 
-    def refuse(self) -> None:
+    def _patience(self) -> tuple[float, str, str]:
+        """Return until when there must be more from the peer, and what it is to blame for if there is not."""
+        now_s = time.monotonic()
+        reasons = [(self._active_at_s + self._idle_timeout_s, "idle", "the peer is silent")]
+        if self._partial_at_s:
+            reasons.append((self._partial_at_s + self._pdu_timeout_s, "slow", "a PDU does not come to its end"))
+        if self.assembler is None or not self.assembler.in_message:
+            self._paced_at_s = 0.0
+        elif not self._paced_at_s or self._received_bytes - self._paced_bytes >= SLOWEST_BYTES_S * self._idle_timeout_s:
+            self._paced_at_s, self._paced_bytes = now_s, self._received_bytes
+        if self._paced_at_s:
+            reasons.append((self._paced_at_s + self._idle_timeout_s, "slow", "a message does not get on"))
+        return min(reasons)
+
+    def blame(self, cause: str, why: str) -> None:
+        """Remember why the association is to end; what came first counts."""
+        if not self.cause:
+            self.cause, self.why = cause, why
+
+    def refuse(self, fault: Malformed) -> None:
         """Tell the state machine that the peer sent what cannot be (PS3.8 Table 9-10, Evt19)."""
+        self.blame(fault.cause, fault.why)
+        self._abort_reason = fault.reason
         self.stream.consume(self.stream.available_bytes)
         self.cut(INVALID_PDU)
+
+    def _send(self, pdu: Any) -> None:
+        # pynetdicom gives no reason with an A-ABORT of the provider (PS3.8 Table 9-26).
+        if isinstance(pdu, A_ABORT_RQ) and pdu.source == _BY_PROVIDER:
+            pdu.reason_diagnostic = self._abort_reason
+        super()._send(pdu)
 
     def _take_pdu(self) -> bool:
         """Handle the PDU at the start of the buffer if it is whole; nothing is buffered beyond the limits."""
         stream = self.stream
         if stream.available_bytes < _PDU_HEADER.size:
             stream.require(_PDU_HEADER.size)
+            if stream.available_bytes:
+                self._partial_at_s = self._partial_at_s or time.monotonic()
             return False
         kind, _reserved, length = _PDU_HEADER.unpack_from(stream.view, stream.start)
         if kind not in _KNOWN_PDUS or length > self._limit_bytes(kind):
-            self.refuse()
+            self.refuse(self._header_fault(kind))
             return True
         whole = _PDU_HEADER.size + length
         if stream.available_bytes < whole:
             stream.require(whole)
+            self._partial_at_s = self._partial_at_s or time.monotonic()
             return False
+        self._partial_at_s = 0.0
         pdu = stream.view[stream.start : stream.start + whole]
         self._active_at_s = time.monotonic()
         try:
@@ -208,8 +266,8 @@ class SyncDul(DULServiceProvider):
                 self._active_at_s = time.monotonic()
             else:
                 self._decode(pdu)
-        except (Malformed, TooMuch):
-            self.refuse()
+        except Malformed as fault:
+            self.refuse(fault)
             return True
         stream.consume(whole)
         self.flush()
@@ -220,9 +278,19 @@ class SyncDul(DULServiceProvider):
             return self._max_pdu_bytes
         return ASSOCIATE_LIMIT_BYTES if kind == _A_ASSOCIATE_RQ else CONTROL_LIMIT_BYTES
 
+    def _header_fault(self, kind: int) -> Malformed:
+        if kind in _KNOWN_PDUS:
+            return Malformed("a PDU is longer than it may be", cause="oversized")
+        # Before a request it is some other protocol, or a scanner, rather than a sender with a fault.
+        is_first = self.state_machine.current_state == _AWAITING_REQUEST
+        return Malformed("what came is no PDU", reason=UNRECOGNIZED_PDU, cause="garbage" if is_first else "malformed")
+
     def _decode(self, pdu: memoryview) -> None:
+        whole = bytearray(pdu)
+        if pdu[0] == _A_ASSOCIATE_RQ and self.state_machine.current_state == _AWAITING_REQUEST:
+            whole, self.rejection = review(pdu)
         try:
-            decoded, event = self._decode_pdu(bytearray(pdu))
+            decoded, event = self._decode_pdu(whole)
         except Exception as error:
             # The decoder of pynetdicom raises whatever hostile bytes make it raise.
             raise Malformed("the PDU cannot be decoded") from error

@@ -545,6 +545,10 @@ def test_stores_and_event_reports_at_the_same_time(committing: Receiver) -> None
     with RawPeer(committing.port) as peer:
         peer.associate(((1, COMMITMENT, (EXPLICIT,)), (3, CT, (EXPLICIT,))))
         accepted = committing.wait_started(1)
+        echo = command_set({0x0002: VERIFICATION.encode(), 0x0100: 0x0030, 0x0110: 3, 0x0800: 0x0101})
+        # Once it answers, the node knows that the association is established; the peer knew it a moment earlier.
+        peer.send(pdu(P_DATA, pdv(1, 3, echo)))
+        assert peer.answer().field == 0x8030
         statuses: list[int] = []
         reporting = threading.Thread(target=lambda: statuses.append(event_report(accepted)))
         reporting.start()
@@ -554,7 +558,6 @@ def test_stores_and_event_reports_at_the_same_time(committing: Receiver) -> None
         assert peer.read_pdu()[0] == P_DATA
         # The peer has a request of ours to answer, and sends its own first.
         assert peer.store(uid(5), data_set(uid(5))).status == 0
-        echo = command_set({0x0002: VERIFICATION.encode(), 0x0100: 0x0030, 0x0110: 3, 0x0800: 0x0101})
         peer.send(pdu(P_DATA, pdv(1, 3, echo)))
         report = command_set({0x0100: 0x8100, 0x0120: 1, 0x0800: 0x0101, 0x0900: 0, 0x1002: 1})
         peer.send(pdu(P_DATA, pdv(1, 3, report)))
