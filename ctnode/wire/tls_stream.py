@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import Final
 
 from ctnode.wire.certificates import peer_names
@@ -142,9 +143,16 @@ class TlsStream(Stream):
 
     def linger(self, deadline_s: float) -> None:
         """Say by a close_notify that no more will come, then as without TLS (RFC 8446 6.1)."""
-        try:
+        # The peer has not answered the close_notify yet, or is gone; what it still sends is thrown away unread.
+        with suppress(OSError, ValueError):
             self._tls.unwrap()
-        except (OSError, ValueError):
-            # The peer has not answered the close_notify yet, or is gone; what it still sends is thrown away unread.
-            pass
         super().linger(deadline_s)
+
+
+def tls_fault(error: OSError) -> str:
+    """Return why a handshake failed, in a few words without anything of the peer's."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return str(error.verify_message)
+    if isinstance(error, ssl.SSLError):
+        return str(error.reason or type(error).__name__).lower().replace("_", " ")
+    return error.strerror or str(error)

@@ -186,7 +186,7 @@ def test_journal_tells_who_what_and_on_whose_request(node: Receiver) -> None:
     opened, moved, closed = (json.loads(line) for line in node.journals()[0].splitlines())
     assert (opened["calling_ae"], opened["called_ae"], opened["door"]) == ("SCANNER", "ANY", "network")
     assert opened["accepted"] == [[CT, EXPLICIT]]
-    assert opened["refused"] == [["1.2.3.4", "3"]]
+    assert opened["refused"] == [["1.2.3.4", "SOP class not supported"]]
     assert (moved["what"], moved["originator"], moved["message_id"]) == ("move", "WORKSTATION", 7)
     assert (closed["how"], closed["kept"]) == ("released", 2)
 
