@@ -33,7 +33,7 @@ from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSI
 from ctnode.wire.command import Command, Malformed, TooMuch, command_pdus, store_response
 from ctnode.wire.contexts import Supported, needed_contexts
 from ctnode.wire.messages import Assembler, Store
-from ctnode.wire.peers import CONGESTED, Reject
+from ctnode.wire.peers import CONGESTED, Reject, Terms
 from ctnode.wire.stream import Stream
 from ctnode.wire.upper import ARTIM_EXPIRED, CLOSING, TRANSPORT_CLOSED, SyncDul, SyncSocket
 from ctnode.words import StorageError
@@ -46,6 +46,10 @@ PDV_OVERHEAD_BYTES: Final = 6
 
 class Session(Store, Protocol):
     """What the services of the node do for one association."""
+
+    @property
+    def terms(self) -> Terms:
+        """Return what an admitted association may do."""
 
     def admit(self, calling_ae: str, called_ae: str) -> Reject | None:
         """Decide on the association; None is a yes."""
@@ -178,7 +182,7 @@ class SyncAssociation(Association):
         super().__init__(ae, "acceptor")
         self.session = session
         self.stream = stream
-        self._supported = supported
+        self.supported = supported
         self._request_timeout_s = request_timeout_s
         self._drain_wanted = False
         self.acse: SyncAcse = SyncAcse(self)
@@ -236,7 +240,10 @@ class SyncAssociation(Association):
         rejection = self.dul.rejection or rejection
         if rejection is None:
             proposed = request.presentation_context_definition_list
-            self.acceptor._contexts = needed_contexts(self._supported, proposed)  # noqa: SLF001 - no copy, no lock
+            terms = self.session.terms
+            self.acceptor.maximum_length = terms.max_pdu_bytes
+            self.dul.agree(terms.max_pdu_bytes, terms.idle_timeout_s)
+            self.acceptor._contexts = needed_contexts(self.supported, proposed, terms.allow)  # noqa: SLF001 - no copy, no lock
             try:
                 self.acse.negotiate_association()
             except StorageError:
