@@ -231,7 +231,7 @@ class SyncAssociation(Association):
         request = self.dul.receive_pdu(wait=True, timeout=self._request_timeout_s)
         if not isinstance(request, A_ASSOCIATE):
             if not self.dul.is_over:
-                self.dul.blame("silent", "no request came in time")
+                self.dul.blame_silence()
                 self.dul.cut(ARTIM_EXPIRED)
             return
         self.requestor.primitive = request

@@ -19,7 +19,7 @@ from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.transport import AssociationSocket
 
-from ctnode.wire.command import NOT_SPECIFIED, UNRECOGNIZED_PDU, Malformed
+from ctnode.wire.command import NOT_SPECIFIED, UNEXPECTED_PDU, UNRECOGNIZED_PDU, Malformed
 from ctnode.wire.messages import Assembler
 from ctnode.wire.peers import Reject
 from ctnode.wire.request import review
@@ -42,6 +42,13 @@ _BY_PROVIDER: Final = 2
 _IDLE: Final = "Sta1"
 _AWAITING_REQUEST: Final = "Sta2"
 _ESTABLISHED: Final = "Sta6"
+_RELEASE_RQ: Final = 0x05
+_ABORT: Final = 0x07
+# What a peer may send where the node has asked for nothing.
+_EXPECTED: Final = {
+    _AWAITING_REQUEST: (_A_ASSOCIATE_RQ, _ABORT),
+    _ESTABLISHED: (_P_DATA_TF, _RELEASE_RQ, _ABORT),
+}
 
 
 class SyncSocket(AssociationSocket):
@@ -98,7 +105,7 @@ class SyncDul(DULServiceProvider):
         # When the PDU at the start of the buffer was first seen to be cut off; 0 while there is none.
         self._partial_at_s = 0.0
         # From when on, and after how many bytes, the pace of a message is judged.
-        self._paced_at_s = self._active_at_s
+        self._paced_at_s = 0.0
         self._paced_bytes = 0
         self._received_bytes = 0
         self._own_thread = 0
@@ -203,29 +210,42 @@ class SyncDul(DULServiceProvider):
         if self._kill_thread or self._take_pdu():
             return True
         had_bytes = self.stream.available_bytes
-        patience_s, cause, why = self._patience()
+        patience_s = self._patience_s()
         outcome = self.stream.fill(patience_s if deadline_s is None else min(deadline_s, patience_s))
         self._received_bytes += self.stream.available_bytes - had_bytes
         if outcome is Filled.CLOSED:
             self.is_lost = True
             self.cut(TRANSPORT_CLOSED)
         elif outcome is Filled.EXPIRED and (deadline_s is None or patience_s <= deadline_s):
-            self.blame(cause, why)
+            self.blame_silence()
         return outcome is not Filled.EXPIRED
 
-    def _patience(self) -> tuple[float, str, str]:
-        """Return until when there must be more from the peer, and what it is to blame for if there is not."""
-        now_s = time.monotonic()
-        reasons = [(self._active_at_s + self._idle_timeout_s, "idle", "the peer is silent")]
+    def _patience_s(self) -> float:
+        """Return until when there must be more from the peer."""
+        patience_s = self._active_at_s + self._idle_timeout_s
         if self._partial_at_s:
-            reasons.append((self._partial_at_s + self._pdu_timeout_s, "slow", "a PDU does not come to its end"))
-        if self.assembler is None or not self.assembler.in_message:
+            patience_s = min(patience_s, self._partial_at_s + self._pdu_timeout_s)
+        if not self._is_in_message:
             self._paced_at_s = 0.0
-        elif not self._paced_at_s or self._received_bytes - self._paced_bytes >= SLOWEST_BYTES_S * self._idle_timeout_s:
-            self._paced_at_s, self._paced_bytes = now_s, self._received_bytes
-        if self._paced_at_s:
-            reasons.append((self._paced_at_s + self._idle_timeout_s, "slow", "a message does not get on"))
-        return min(reasons)
+            return patience_s
+        if not self._paced_at_s or self._received_bytes - self._paced_bytes >= SLOWEST_BYTES_S * self._idle_timeout_s:
+            self._paced_at_s, self._paced_bytes = time.monotonic(), self._received_bytes
+        return min(patience_s, self._paced_at_s + self._idle_timeout_s)
+
+    @property
+    def _is_in_message(self) -> bool:
+        return self.assembler is not None and self.assembler.in_message
+
+    def blame_silence(self) -> None:
+        """Tell by what the peer left undone why its time was over."""
+        if self._partial_at_s:
+            self.blame("slow", "a PDU does not come to its end")
+        elif self.state_machine.current_state == _AWAITING_REQUEST:
+            self.blame("silent", "no request came in time")
+        elif self._is_in_message:
+            self.blame("slow", "a message does not get on")
+        else:
+            self.blame("idle", "the peer is silent")
 
     def blame(self, cause: str, why: str) -> None:
         """Remember why the association is to end; what came first counts."""
@@ -292,7 +312,11 @@ class SyncDul(DULServiceProvider):
 
     def _decode(self, pdu: memoryview) -> None:
         whole = bytearray(pdu)
-        if pdu[0] == _A_ASSOCIATE_RQ and self.state_machine.current_state == _AWAITING_REQUEST:
+        state = self.state_machine.current_state
+        if pdu[0] not in _EXPECTED.get(state, _KNOWN_PDUS):
+            # The state machine would refuse it too, but could not tell why.
+            raise Malformed("a PDU of a kind that is not due", reason=UNEXPECTED_PDU, cause="unexpected")
+        if state == _AWAITING_REQUEST and pdu[0] == _A_ASSOCIATE_RQ:
             whole, self.rejection = review(pdu)
         try:
             decoded, event = self._decode_pdu(whole)
