@@ -14,6 +14,8 @@ from ctnode.archive.database import Database, journal_mode
 from ctnode.archive.layout import Layout
 from ctnode.config import Config
 from ctnode.ops.role import read_reports
+from ctnode.wire.certificates import WARN_DAYS, client_context, read_material
+from ctnode.words import CtnodeError
 
 SHOWN: Final = 20
 STALE_S: Final = 10.0
@@ -39,7 +41,7 @@ class Finding:
 def examine(config: Config) -> tuple[Finding, ...]:
     """Look at everything; reads only."""
     layout = Layout(config.root, config.results)
-    return (*_environment(layout), *_decoders(), *_node(config, layout))
+    return (*_environment(layout), *_decoders(), *_certificates(config), *_node(config, layout))
 
 
 def _environment(layout: Layout) -> Iterator[Finding]:
@@ -79,6 +81,25 @@ def _decoders() -> Iterator[Finding]:
             )
         else:
             yield Finding(f"decoder of {syntaxes}", module, is_good=True)
+
+
+def _certificates(config: Config) -> Iterator[Finding]:
+    if config.tls.certificate:
+        try:
+            days = read_material(config.tls).days_left()
+        except CtnodeError as error:
+            yield Finding("certificate", error.message, is_good=False, hint=error.hint)
+        else:
+            found = f"{days:.0f} days left" if days > 0 else f"expired {-days:.0f} days ago"
+            yield Finding(
+                "certificate", found, days >= WARN_DAYS, "put a new one in its place, then reload with SIGHUP"
+            )
+    for target in config.targets:
+        try:
+            if target.tls:
+                client_context(target)
+        except CtnodeError as error:
+            yield Finding(f"TLS to {target.name}", error.message, is_good=False, hint=error.hint)
 
 
 def _node(config: Config, layout: Layout) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ctnode.config import Target, Tls
+from ctnode.config import Config, Target, Tls
 from ctnode.words import ConfigError
 
 # RFC 9325 4.2 for TLS 1.2; the suites of TLS 1.3 are all allowed. DHE is left out: RFC 9325 asks for nothing but ECDHE.
@@ -91,7 +91,50 @@ def read_material(tls: Tls) -> Material:
     return material
 
 
-def client_context(target: Target) -> ssl.SSLContext:
+def check_tls(config: Config) -> None:
+    """Check all files that the configuration names for TLS.
+
+    Raises
+    ------
+    ConfigError
+        If one cannot be used.
+    """
+    if config.tls.certificate:
+        read_material(config.tls)
+    for target in config.targets:
+        if target.tls:
+            client_context(target)
+
+
+class _ClientSocket(ssl.SSLSocket):
+    """A connection that tells its context why there was no TLS; pynetdicom only logs it."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError as error:
+            if isinstance(self.context, ClientContext):
+                self.context.fault = tls_fault(error)
+            raise
+
+
+class ClientContext(ssl.SSLContext):
+    """A context for one call."""
+
+    sslsocket_class = _ClientSocket
+    fault = ""
+
+
+def tls_fault(error: OSError) -> str:
+    """Return why a handshake failed, in a few words without anything of the peer's."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return str(error.verify_message)
+    if isinstance(error, ssl.SSLError):
+        return str(error.reason or type(error).__name__).lower().replace("_", " ")
+    return error.strerror or str(error)
+
+
+def client_context(target: Target) -> ClientContext:
     """Return a context for calling a target.
 
     Raises
@@ -99,7 +142,7 @@ def client_context(target: Target) -> ssl.SSLContext:
     ConfigError
         If its files cannot be used.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ClientContext(ssl.PROTOCOL_TLS_CLIENT)
     _harden(context)
     _trust(context, _read(target.ca, "targets.ca"), "targets.ca")
     if target.certificate:

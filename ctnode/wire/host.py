@@ -13,12 +13,13 @@ from typing import Final, cast
 from pynetdicom.ae import ApplicationEntity
 
 from ctnode.ops import log
+from ctnode.wire.certificates import tls_fault
 from ctnode.wire.contexts import Supported, supported_contexts
 from ctnode.wire.reactor import SyncAssociation
 from ctnode.wire.services import NodeSession
 from ctnode.wire.shared import Shared
 from ctnode.wire.stream import Stream
-from ctnode.wire.tls_stream import TlsStream, tls_fault
+from ctnode.wire.tls_stream import TlsStream
 
 _PDU_HEADER_BYTES: Final = 6
 # Connections are counted where they are accepted; pynetdicom's own count is not to interfere.

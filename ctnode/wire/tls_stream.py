@@ -147,12 +147,3 @@ class TlsStream(Stream):
         with suppress(OSError, ValueError):
             self._tls.unwrap()
         super().linger(deadline_s)
-
-
-def tls_fault(error: OSError) -> str:
-    """Return why a handshake failed, in a few words without anything of the peer's."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return str(error.verify_message)
-    if isinstance(error, ssl.SSLError):
-        return str(error.reason or type(error).__name__).lower().replace("_", " ")
-    return error.strerror or str(error)
