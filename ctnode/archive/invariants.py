@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctnode.archive.database import Database
+from ctnode.archive.incoming import KEPT_SUFFIX
 from ctnode.archive.layout import Layout
-from ctnode.archive.spool import KEPT_SUFFIX
 
 
 def check_store(database: Database, layout: Layout) -> Iterator[str]:

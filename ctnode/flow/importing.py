@@ -21,9 +21,10 @@ from typing import Final
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.elements import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, ShortBuffer
 from ctnode.archive.header import Uids, read_meta, read_uids
+from ctnode.archive.incoming import HEAD_BYTES
 from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened
-from ctnode.archive.spool import HEAD_BYTES, Journal, Spool
+from ctnode.archive.spool import Journal, Spool
 from ctnode.ops.durable import fsync_directory
 from ctnode.words import BadInstance, StorageError
 
