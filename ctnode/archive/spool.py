@@ -36,7 +36,7 @@ from ctnode.words import StorageError
 
 JOURNAL_NAME: Final = "association.jsonl"
 # A disk that is full says so also when it syncs; that is no reason to distrust what it took before.
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Spool:
@@ -49,7 +49,7 @@ class Spool:
     reserve_bytes, reserve_inodes
         What has to stay free.
     on_suspect
-        Called once, with the reason, when a sync failed and nothing more is taken.
+        Called with the reason when a sync failed and nothing more is taken.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Spool:
         self.reserve_bytes = reserve_bytes
         self.reserve_inodes = reserve_inodes
         self.suspect = ""
-        self._on_suspect = on_suspect
+        self.on_suspect = on_suspect
 
     def check_room(self) -> None:
         """Check that free bytes and inodes are above the reserve.
@@ -105,10 +105,10 @@ class Spool:
         try:
             how(descriptor)
         except OSError as error:
-            if error.errno not in _FULL and not self.suspect:
+            if error.errno not in FULL and not self.suspect:
                 self.suspect = f"storage is suspect: a sync failed: {error.strerror or type(error).__name__}"
-                if self._on_suspect is not None:
-                    self._on_suspect(self.suspect)
+                if self.on_suspect is not None:
+                    self.on_suspect(self.suspect)
             raise
 
     def open_association(self, opened: Opened) -> Journal:

@@ -12,6 +12,7 @@ from typing import Final
 from ctnode.archive import invariants
 from ctnode.archive.database import Database, journal_mode
 from ctnode.archive.layout import Layout
+from ctnode.archive.suspect import marked
 from ctnode.config import Config
 from ctnode.ops.role import read_reports
 from ctnode.wire.certificates import WARN_DAYS, client_context, read_material
@@ -114,6 +115,11 @@ def _node(config: Config, layout: Layout) -> Iterator[Finding]:
     )  # fmt: skip
     is_inode_poor = bool(room.f_files) and room.f_favail < config.storage.reserve_inodes
     yield Finding("free inodes", str(room.f_favail), not is_inode_poor, "free inodes: new associations are refused")
+    distrust = marked(layout.run)
+    yield Finding(
+        "trust in the storage", distrust or "no sync has failed", not distrust,
+        "look at the disk and the kernel's log; a restart of the receiver writes, syncs and reads back a probe",
+    )  # fmt: skip
     roles = read_reports(layout.run)
     running = " ".join(sorted(role.role for role in roles)) or "none"
     yield Finding("roles", running, bool(roles), "start the node with `ctnode run`")

@@ -15,6 +15,7 @@ from typing import Final
 from ctnode.archive.layout import Layout
 from ctnode.archive.rejections import Rejections
 from ctnode.archive.spool import Spool
+from ctnode.archive.suspect import clear_by_probe, marked
 from ctnode.config import Config
 from ctnode.ops import durable, log
 from ctnode.ops.role import Role
@@ -102,11 +103,15 @@ class _Acceptor:
         self._next_tick_s = 0.0
         self._paused_until_s = 0.0
         self._storage_fault = ""
+        self._run_directory = layout.run
+        # Once set it stays until this process ends: nobody knows what a disk holds whose sync failed.
+        self._suspect = clear_by_probe(layout)
 
     def run(self) -> int:
         """Accept until stopped, then drain."""
         allow_descriptors()
         self._take_config()
+        self._check_storage()
         role = self._role
         role.report(port=self._plain.port, address=self._plain.address)
         if self._secured is not None:
@@ -191,7 +196,7 @@ class _Acceptor:
     def _start_child(self) -> None:
         child = Child(self._settings())
         if self._storage_fault:
-            channel.send(child.end, "storage", fault=self._storage_fault)
+            channel.send(child.end, "storage", fault=self._storage_fault, suspect=self._suspect)
         self._children.append(child)
         self._role.watch(child.end.fileno())
 
@@ -208,6 +213,9 @@ class _Acceptor:
             if rejected:
                 self._rejections.add(rejected)
         child.ended.clear()
+        if child.suspect and not self._suspect:
+            self._suspect = child.suspect
+            self._check_storage()
         return is_there
 
     def _bury(self, child: Child) -> None:
@@ -231,9 +239,11 @@ class _Acceptor:
     # --------------------------------------------------------------------------------------------- condition
 
     def _check_storage(self) -> None:
+        # The mark may be another role's, which keeps what comes by other doors.
+        self._suspect = self._suspect or marked(self._run_directory)
         try:
-            self._spool.check_room()
-            fault = ""
+            if not (fault := self._suspect):
+                self._spool.check_room()
         except StorageError as error:
             fault = error.message
         if fault == self._storage_fault:
@@ -244,7 +254,7 @@ class _Acceptor:
         else:
             log.get().info("storage takes instances again")
         for child in self._children:
-            channel.send(child.end, "storage", fault=fault)
+            channel.send(child.end, "storage", fault=fault, suspect=self._suspect)
 
     def _do_reload(self) -> None:
         if self._reload is None:

@@ -72,6 +72,8 @@ class Child:
         self.ended: list[tuple[int, Mapping[str, str] | None]] = []
         self.is_ready = False
         self.counters: Mapping[str, Any] = {}
+        # Why this child does not trust the storage any more.
+        self.suspect = ""
         self.started_s = time.monotonic()
         self.end, theirs = channel.make_channel()
         environment = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
@@ -131,6 +133,8 @@ class Child:
             message.close()
             if message.what == "ready":
                 self.is_ready = True
+            elif message.what == "suspect":
+                self.suspect = str(message.fields["reason"])
             elif message.what == "ended":
                 number = int(message.fields["place"])
                 self.places.discard(number)

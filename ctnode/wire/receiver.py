@@ -11,11 +11,13 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
 from ctnode.archive.spool import Spool
+from ctnode.archive.suspect import mark
 from ctnode.ops import log
 from ctnode.ops.role import Role, die_with_parent
 from ctnode.wire import channel
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Role(ROLE, layout.run, config.digest()) as role:
         shared = Shared(config, "", Spool(layout.incoming), Doorbell(layout.run), slots=Slots(layout.run))
         _take_settings(shared, settings)
-        return _Receiver(role, control, shared).run()
+        return _Receiver(role, control, shared, layout.run).run()
 
 
 def allow_descriptors() -> None:
@@ -71,11 +73,13 @@ def _take_settings(shared: Shared, settings: Settings) -> None:
 class _Receiver:
     """The loop of the child: messages of the acceptor in, ended associations and counters out."""
 
-    def __init__(self, role: Role, control: socket.socket, shared: Shared) -> None:
+    def __init__(self, role: Role, control: socket.socket, shared: Shared, run_directory: Path) -> None:
         self._role = role
         self._control = control
         self._shared = shared
+        self._run_directory = run_directory
         self._host = Host(self._shared, on_ended=self._on_ended)
+        shared.spool.on_suspect = self._on_suspect
         self._drain_s = shared.config.node.drain_s
         self._reported: dict[str, object] = {}
 
@@ -123,6 +127,7 @@ class _Receiver:
             log.configure(config.log, role=ROLE)
         elif message.what == "storage":
             self._shared.storage_fault = str(message.fields["fault"])
+            self._shared.spool.suspect = self._shared.spool.suspect or str(message.fields["suspect"])
         elif message.what == "drain":
             self._drain_s = float(message.fields["seconds"])
             role.stopping = True
@@ -146,6 +151,13 @@ class _Receiver:
             rejected=ended.rejected,
             counters=self._shared.tally.as_json(),
         )
+
+    def _on_suspect(self, reason: str) -> None:
+        """Tell everybody, from the thread that met the failure: this process, the acceptor, and who looks into run/."""
+        self._shared.storage_fault = reason
+        log.get().error("storage is suspect", error=reason)
+        mark(self._run_directory, reason)
+        channel.send(self._control, "suspect", reason=reason)
 
     def _report(self) -> None:
         self._shared.knocks.tell()

@@ -279,9 +279,14 @@ def test_storage_that_fails_is_answered_with_a700_and_leaves_nothing(
             answer = peer.store(uid(6), data_set(uid(6)))
         assert answer.status == 0xA700
         assert answer.comment
-        assert peer.store(uid(7), data_set(uid(7))).status == 0
+        # Nobody knows what a disk holds whose sync failed: a second try may succeed and lose it all the same.
+        again = peer.store(uid(7), data_set(uid(7)))
+        assert (again.status, again.comment[:18]) == (0xA700, "storage is suspect")
         peer.release()
-    assert len(node.files()) == 2
+    assert len(node.files()) == 1
+    with RawPeer(node.port) as peer:
+        peer.send(associate_rq(STANDARD))
+        assert peer.read_pdu() == (ASSOCIATE_RJ, bytes([0, 2, 3, 1]))
 
 
 def test_storage_that_goes_away_is_answered_with_a700_after_the_data_set(node: Receiver) -> None:
