@@ -25,6 +25,7 @@ from ctnode.archive.incoming import HEAD_BYTES
 from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened
 from ctnode.archive.spool import Journal, Spool
+from ctnode.archive.suspect import mark
 from ctnode.ops.durable import fsync_directory
 from ctnode.words import BadInstance, StorageError
 
@@ -62,7 +63,8 @@ def import_paths(layout: Layout, paths: Iterable[Path], *, door: str) -> Iterato
     """
     address = f"file:{door}"
     bell = Doorbell(layout.run)
-    with Spool(layout.incoming).open_association(Opened(door, "", "", address, address)) as journal:
+    spool = Spool(layout.incoming, on_suspect=lambda reason: mark(layout.run, reason))
+    with spool.open_association(Opened(door, "", "", address, address)) as journal:
         for path in paths:
             for file in _walk(path):
                 yield from _import_file(journal, file)

@@ -6,7 +6,6 @@ messages, and waits for no longer than a deadline.
 
 from __future__ import annotations
 
-import queue
 import struct
 import threading
 import time
@@ -168,14 +167,13 @@ class SyncDul(DULServiceProvider):
 
     def flush(self) -> None:
         """Let the state machine act on everything that waits."""
+        # Looked at before they are asked: an exception for each empty queue would cost more than the rest of a PDU.
+        events, primitives = self.event_queue.queue, self.to_provider_queue.queue
         while not self._kill_thread:
-            try:
-                event = self.event_queue.get_nowait()
-            except queue.Empty:
-                if not self._process_recv_primitive():
-                    return
-                continue
-            self._act(event)
+            if events:
+                self._act(self.event_queue.get_nowait())
+            elif not primitives or not self._process_recv_primitive():
+                return
 
     def _act(self, event: str) -> None:
         try:
