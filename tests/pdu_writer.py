@@ -53,3 +53,24 @@ def request(
 
 def header(kind: int, length: int) -> bytes:
     return struct.pack(">BBL", kind, 0, length)
+
+
+GARBAGE_STARTS = (HTTP, TLS_HELLO, PROXY, b"SSH-2.0-x\r\n", bytes(100), b"\xff" * 100)
+
+
+def command_elements(data: bytes | bytearray) -> list[tuple[int, bytes]]:
+    """Read the elements of a command set as far as they are sound."""
+    found = []
+    position = 0
+    while position + 8 <= len(data):
+        _group, number, length = struct.unpack_from("<HHL", data, position)
+        if length > len(data) - position - 8:
+            break
+        found.append((number, bytes(data[position + 8 : position + 8 + length])))
+        position += 8 + length
+    return found
+
+
+def write_command(elements: Sequence[tuple[int, bytes]]) -> bytes:
+    """Write elements in the order in which they are given, however wrong it is."""
+    return b"".join(struct.pack("<HHL", 0, number, len(value)) + value for number, value in elements)

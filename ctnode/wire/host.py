@@ -113,9 +113,9 @@ class Host:
         receiver = self.shared.config.receiver
         capacity_bytes = receiver.max_pdu + _PDU_HEADER_BYTES
         try:
-            session = NodeSession(
-                self.shared, connection.getpeername(), connection.getsockname(), over_limit=over_limit, is_tls=is_tls
-            )
+            # Asked once: a peer may reset the connection at any moment, and then it has no name any more.
+            peer_name, own_name = connection.getpeername(), connection.getsockname()
+            session = NodeSession(self.shared, peer_name, own_name, over_limit=over_limit, is_tls=is_tls)
             stream = self._secure(connection, capacity_bytes) if is_tls else Stream(connection, capacity_bytes)
         except OSError:
             connection.close()
@@ -126,6 +126,8 @@ class Host:
             stream,
             session,
             self._supported,
+            peer_name=peer_name,
+            own_name=own_name,
             max_pdu_bytes=receiver.max_pdu,
             request_timeout_s=receiver.request_timeout_s,
             idle_timeout_s=receiver.idle_timeout_s,

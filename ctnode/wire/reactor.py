@@ -163,6 +163,8 @@ class SyncAssociation(Association):
         What the node does with it.
     supported
         Presentation contexts by abstract syntax.
+    peer_name, own_name
+        The addresses of its two ends.
     max_pdu_bytes, request_timeout_s, idle_timeout_s, pdu_timeout_s
         As configured for the receiver.
     """
@@ -174,6 +176,8 @@ class SyncAssociation(Association):
         session: Session,
         supported: Supported,
         *,
+        peer_name: Any,
+        own_name: Any,
         max_pdu_bytes: int,
         request_timeout_s: float,
         idle_timeout_s: float,
@@ -201,8 +205,8 @@ class SyncAssociation(Association):
         self.acceptor.ae_title = ae.ae_title
         self.acceptor.implementation_class_uid = IMPLEMENTATION_CLASS_UID  # type: ignore[assignment]
         self.acceptor.implementation_version_name = IMPLEMENTATION_VERSION
-        self.acceptor.address_info = _address(stream.connection.getsockname())
-        self.requestor.address_info = _address(stream.connection.getpeername())
+        self.acceptor.address_info = _address(own_name)
+        self.requestor.address_info = _address(peer_name)
 
     def _bind_defaults(self) -> None:
         self._handlers.update(_DEFAULT_HANDLERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -438,6 +439,50 @@ def test_stores_without_waiting_are_held_back(node: Watched) -> None:
         assert sent < 1 << 28
     node.wait_ended(1)
     assert only_line(node)["state"] == "lost"
+
+
+class Vanishing(socket.socket):
+    """A connection whose peer resets it before the call of a certain number."""
+
+    calls_left = 0
+
+    def _count(self) -> None:
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    def getpeername(self) -> Any:
+        self._count()
+        return super().getpeername()
+
+    def getsockname(self) -> Any:
+        self._count()
+        return super().getsockname()
+
+    def setsockopt(self, *arguments: Any) -> None:
+        self._count()
+        super().setsockopt(*arguments)
+
+
+def test_a_peer_that_vanishes_while_it_is_let_in(node: Watched) -> None:
+    served = None
+    for calls in range(20):
+        ours, theirs = socket.socket(), socket.create_server(("127.0.0.1", 0))
+        with theirs:
+            ours.connect(theirs.getsockname())
+            accepted, _ = theirs.accept()
+        connection = Vanishing(fileno=accepted.detach())
+        connection.calls_left = calls
+        open_before = len(node.host.associations)
+        served = node.host.serve(connection)
+        ours.close()
+        if served is not None:
+            assert calls > 5
+            served.join(20)
+            break
+        assert len(node.host.associations) == open_before
+        assert connection.fileno() == -1
+    assert served is not None
 
 
 # ------------------------------------------------------------------------------------------------ one instance only
