@@ -65,7 +65,7 @@ class Material:
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
         _present(context, self.certificate, self.key, "tls.certificate")
-        if self.ca:
+        if self.ca or self.require_client_certificate:
             _trust(context, self.ca, "tls.ca")
             context.verify_mode = ssl.CERT_REQUIRED if self.require_client_certificate else ssl.CERT_OPTIONAL
         return context
@@ -88,6 +88,8 @@ def read_material(tls: Tls) -> Material:
     )
     material.server_context()
     material.days_left()
+    if tls.ca and not material.ca.strip():
+        raise ConfigError(f"tls.ca: {tls.ca} is empty")
     return material
 
 
@@ -107,14 +109,22 @@ def check_tls(config: Config) -> None:
 
 
 class _ClientSocket(ssl.SSLSocket):
-    """A connection that tells its context why there was no TLS; pynetdicom only logs it."""
+    """A connection that tells its context why there was no TLS; pynetdicom only logs it, and leaves it open."""
 
-    def do_handshake(self, block: bool = False) -> None:
+    def connect(self, address: Any) -> None:
         try:
-            super().do_handshake(block)
+            super().connect(address)
         except OSError as error:
             if isinstance(self.context, ClientContext):
                 self.context.fault = tls_fault(error)
+            self.close()
+            raise
+
+    def shutdown(self, how: int) -> None:
+        try:
+            super().shutdown(how)
+        except OSError:
+            self.close()
             raise
 
 
@@ -210,6 +220,8 @@ def _present(context: ssl.SSLContext, certificate: str, key: str, name: str) -> 
 def _trust(context: ssl.SSLContext, authorities: str, name: str) -> None:
     try:
         context.load_verify_locations(cadata=authorities)
+        if not context.cert_store_stats()["x509"]:
+            raise ValueError
     except (ssl.SSLError, ValueError):
         raise ConfigError(f"{name}: holds no certificate", hint="a PEM file of one or more certificates") from None
 

@@ -48,7 +48,9 @@ class _HostedAssociation(SyncAssociation):
         """Do the handshake, where there is one, in this thread; a peer that does not do it has no association."""
         try:
             if isinstance(self.stream, TlsStream):
-                self.session.certificate = self.stream.establish(time.monotonic() + self._request_timeout_s)
+                self.session.certificate = self.stream.establish(
+                    time.monotonic() + self._request_timeout_s, lambda: not self._drain_wanted
+                )
         except OSError as error:
             self.session.close("lost", f"tls: {tls_fault(error)}")
             self.stream.close()

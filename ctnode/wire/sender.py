@@ -276,7 +276,7 @@ def _why_not(association: Association | str) -> str:
     transport = association.dul.socket
     context = transport.tls_args[0] if transport is not None and transport.tls_args else None
     fault = context.fault if isinstance(context, ClientContext) else ""
-    return f"no TLS: {fault}" if fault else "no association"
+    return f"no connection: {fault}" if fault else "no association"
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -43,8 +44,8 @@ class TlsStream(Stream):
             raise
         self.connection = self._tls
 
-    def establish(self, deadline_s: float) -> frozenset[str]:
-        """Do the handshake.
+    def establish(self, deadline_s: float, is_wanted: Callable[[], bool]) -> frozenset[str]:
+        """Do the handshake, as long as ``is_wanted`` when the stream is woken.
 
         Returns
         -------
@@ -54,22 +55,24 @@ class TlsStream(Stream):
         Raises
         ------
         OSError
-            If the peer and we do not agree, it is gone, or the deadline passed.
+            If the peer and we do not agree, it is gone, the deadline passed, or nobody wants it any more.
         """
         while True:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                self._wait(select.POLLIN, deadline_s)
+                self._wait(select.POLLIN, deadline_s, is_wanted)
             except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT, deadline_s)
+                self._wait(select.POLLOUT, deadline_s, is_wanted)
+            except OSError:
+                raise
             except ValueError as error:
                 # Raised for a socket that was reset in the middle.
                 raise ConnectionResetError("the peer has gone") from error
             else:
                 return peer_names(self._tls)
 
-    def _wait(self, event: int, deadline_s: float) -> None:
+    def _wait(self, event: int, deadline_s: float, is_wanted: Callable[[], bool]) -> None:
         waiting = select.poll()
         waiting.register(self.connection, event)
         waiting.register(self._event, select.POLLIN)
@@ -78,7 +81,9 @@ class TlsStream(Stream):
         if not ready:
             raise TimeoutError("the peer does not end the handshake")
         if any(descriptor == self._event for descriptor, _mask in ready):
-            raise ConnectionAbortedError("the node ends")
+            os.eventfd_read(self._event)
+            if not is_wanted():
+                raise ConnectionAbortedError("the node ends")
 
     def fill(self, deadline_s: float) -> Filled:
         """Read what has come; wait for it, for ``wake()`` or for the deadline on the monotonic clock."""
