@@ -137,9 +137,10 @@ class _Acceptor:
             self._check_storage()
             self._restore_children()
             self._rejections.flush()
-        for descriptor in self._listeners.keys() & ready:
-            self._accept(self._listeners[descriptor])
+        # Judged anew before anybody is let in: the child that would serve may just have died.
         self._watch_listeners()
+        for descriptor in self._listeners.keys() & ready if self._accepting else ():
+            self._accept(self._listeners[descriptor])
         self._report()
 
     # ------------------------------------------------------------------------------------------- connections
