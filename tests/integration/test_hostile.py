@@ -318,6 +318,8 @@ def test_what_the_standard_lets_pass_is_served(node: Watched, sent: bytes) -> No
 # ---------------------------------------------------------------------------------------------- in an association
 
 
+# A small data set of sequences in sequences, each of undefined length.
+NESTED = struct.pack("<HH2sHLHHL", 0x0008, 0x1115, b"SQ", 0, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF) * 1000
 LYING = struct.pack(">LBB", 5000, 3, 3) + bytes(10)
 CUT: dict[str, tuple[bytes, bytes, str]] = {
     "unknown pdu": (pdu(0x99, bytes(4)), UNRECOGNIZED, "malformed"),
@@ -550,3 +552,25 @@ def test_a_crowd_of_silent_peers_goes_and_the_sender_stays(hasty: Watched) -> No
     for connection in crowd:
         connection.close()
     assert sum(hasty.cuts().values()) == 100
+
+
+COMMITMENT = "1.2.840.10008.1.20.1"
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+REQUESTS = (0x0010, 0x0020, 0x0021, 0x0030, 0x0100, 0x0110, 0x0120, 0x0130, 0x0140, 0x0150, 0x0FFF)
+
+
+@pytest.mark.parametrize("sop_class", [VERIFICATION, CT, COMMITMENT, FIND, "1.2.3.4", ""])
+@pytest.mark.parametrize("context_id", [1, 3])
+@pytest.mark.parametrize("with_data", [False, True])
+def test_services_that_nobody_negotiated(node: Watched, sop_class: str, context_id: int, *, with_data: bool) -> None:
+    for field in REQUESTS + tuple(0x8000 | number for number in (*REQUESTS[:-1], 0x0001)):
+        with associated(node) as peer:
+            values: dict[int, bytes | int] = {
+                0x0002: sop_class.encode(), 0x0003: sop_class.encode(), 0x0100: field, 0x0110: 1, 0x0120: 1, 0x0700: 0,
+                0x0800: 0 if with_data else 0x0101, 0x0900: 0, 0x1000: b"1.2.3", 0x1001: b"1.2.3", 0x1002: 1, 0x1008: 1,
+            }  # fmt: skip
+            peer.send(pdu(P_DATA, pdv(context_id, 3, command_set(values))))
+            if with_data:
+                peer.send(pdu(P_DATA, pdv(context_id, 2, NESTED)))
+            peer.socket.shutdown(socket.SHUT_WR)
+            assert peer.is_closed()
