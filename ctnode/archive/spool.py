@@ -31,7 +31,7 @@ from typing import Final, Self
 from ctnode.archive.incoming import PIECE_BYTES, Incoming, close_quietly, storage_error
 from ctnode.archive.layout import require_keepable
 from ctnode.archive.part10 import Opened
-from ctnode.ops.durable import fsync_directory, sync, sync_data
+from ctnode.ops.durable import sync, sync_data
 from ctnode.words import StorageError
 
 JOURNAL_NAME: Final = "association.jsonl"
@@ -217,12 +217,15 @@ class Journal:
     def _make_durable(self) -> None:
         if self._durable:
             return
+        above = -1
         try:
-            self.spool.sync(sync, self._file)
-            self.spool.sync(sync, self.folder)
-            self.spool.sync(lambda _folder: fsync_directory(self.spool.incoming), self.folder)
+            above = os.open(self.spool.incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for descriptor in (self._file, self.folder, above):
+                self.spool.sync(sync, descriptor)
         except OSError as error:
             raise storage_error(error) from error
+        finally:
+            close_quietly(above)
         self._durable = True
 
     def _append(self, record: Mapping[str, object]) -> None:

@@ -28,8 +28,8 @@ from ctnode.ops.role import Role
 from ctnode.wire.peers import CachedResolver, find_peer
 
 IDLE_SCAN_S: Final = 1.0
-# Arrivals ring one by one; a short pause lets them be settled in one transaction.
-GATHER_S: Final = 0.02
+# Arrivals ring one by one; a short pause lets them be settled in one transaction, whose syncs the receivers feel.
+GATHER_S: Final = 0.1
 RETRY_S: Final = 1.0
 NETWORK: Final = "network"
 
