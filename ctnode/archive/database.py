@@ -105,6 +105,19 @@ class Database:
             MIGRATIONS.apply(self.tables)
         fsync_directory(self.path.parent)
 
+    def require_current(self) -> None:
+        """Check that the schema is the one that this version reads.
+
+        Raises
+        ------
+        Unavailable
+            If it is older: only a process that may write brings it up to date.
+        """
+        if list(MIGRATIONS.pending(self.tables)):
+            raise Unavailable(
+                "the index is of an older ctnode", hint="start the node once: it brings the index up to date"
+            )
+
     def _backup_before_migration(self) -> None:
         copy = self.path.with_name(
             f"{self.path.name}.before-migration-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
