@@ -165,11 +165,13 @@ def associated(node: Receiver) -> RawPeer:
     return peer
 
 
-def drip(peer: RawPeer, data: bytes, *, every_s: float = 0.05) -> int:
+def drip(
+    peer: RawPeer, data: bytes, *, every_s: float = 0.05, wrapped: Callable[[bytes], bytes] = lambda byte: byte
+) -> int:
     """Send byte by byte until the node has something to say; return how many went out."""
     for number, byte in enumerate(data):
         try:
-            peer.send(bytes([byte]))
+            peer.send(wrapped(bytes([byte])))
         except (BrokenPipeError, ConnectionResetError):
             return number
         if select.select([peer.socket], [], [], every_s)[0]:
@@ -379,12 +381,20 @@ def test_a_peer_that_does_not_get_on_is_aborted(hasty: Watched, kind: str) -> No
             assert drip(peer, begun) < 30
         elif kind == "small pieces":
             # Whole PDUs, each in time; but it would go on for days.
-            while not select.select([peer.socket], [], [], 0.3)[0]:
-                peer.send(pdu(P_DATA, pdv(3, 0, b"\0")))
+            assert drip(peer, bytes(40), every_s=0.3, wrapped=lambda byte: pdu(P_DATA, pdv(3, 0, byte))) < 30
         assert peer.read_pdu()[0] == ABORT
     hasty.wait_ended(1)
     assert hasty.cuts() == {"idle" if kind == "idle" else "slow": 1}
     assert only_line(hasty)["state"] == "lost"
+
+
+def test_a_pdu_has_a_deadline_of_its_own(tmp_path: Path) -> None:
+    with watched(tmp_path, ReceiverKeys(pdu_timeout_s=0.4)) as node:
+        with associated(node) as peer:
+            assert drip(peer, pdu(P_DATA, pdv(3, 3, store_command(uid(5).encode())))) < 30
+            assert peer.read_pdu()[0] == ABORT
+        node.wait_ended(1)
+        assert node.cuts() == {"slow": 1}
 
 
 def test_half_open_connections_are_noticed_by_the_kernel(node: Watched) -> None:

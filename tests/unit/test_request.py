@@ -36,7 +36,7 @@ def test_as_many_contexts_as_there_are_numbers() -> None:
     syntaxes = tuple(b"1.2.%d" % number for number in range(64))
     sent = request([(number, b"1.2.3", syntaxes) for number in range(1, 256, 2)])
     assert review(memoryview(sent))[1] is None
-    assert 128 * 66 < ITEM_LIMIT
+    assert ITEM_LIMIT > 128 * 66
 
 
 def test_no_bytes_make_it_raise_anything_else() -> None:
@@ -48,10 +48,9 @@ def test_no_bytes_make_it_raise_anything_else() -> None:
             damaged[chance.randrange(6, len(damaged))] = chance.randrange(256)
         try:
             reviewed, _rejection = review(memoryview(bytes(damaged[: chance.choice((len(damaged), 80, 200))])))
-        except Malformed as fault:
-            assert fault.why
-        else:
-            assert len(reviewed) <= len(damaged)
+        except Malformed:
+            continue
+        assert len(reviewed) <= len(damaged)
 
 
 def test_knocks_are_told_by_the_minute_and_within_bounds() -> None:
