@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from peers import ENVIRONMENT, PEERS, Absent, Serving, cpu_seconds, dcmtk_tool, machine, make_instances, resident_mb
 
 from ctnode.archive.database import Database
-from tests.wire_peers import P_DATA, RawPeer, data_set, element, pdu, pdv, store_command, uid
+from tests.wire_peers import P_DATA, Answer, RawPeer, data_set, element, pdu, pdv, store_command, uid
 
 PIXELS = bytes(range(256)) * 2048
 INDEX_S = 60.0
@@ -138,9 +138,10 @@ def single(options: argparse.Namespace, folder: Path) -> None:
         print(f"ctnode / dcmtk: {seconds['ctnode'] / seconds['dcmtk']:.2f}x the time")
 
 
-def store(sender: RawPeer, *number: int):
+def store(sender: RawPeer, *number: int) -> Answer:
     name = uid(*number, 1)
-    return sender.store(name, data_set(name, pixels=PIXELS), piece_bytes=130_000)
+    # The PDUs that every receiver takes; the rates of large ones are those of storescu above.
+    return sender.store(name, data_set(name, pixels=PIXELS), piece_bytes=16_000)
 
 
 def latency(_options: argparse.Namespace, folder: Path) -> None:
