@@ -1,262 +1,290 @@
-"""Instances per second into ctnode, DCMTK storescp, Orthanc and a plain pynetdicom SCP, in one run on one machine.
+"""What the DICOM port takes, in one run on one machine, beside DCMTK storescp, Orthanc and a plain pynetdicom SCP.
 
-    python bench/ingest.py [--senders 1 4] [--count 400] [--folder DIR] [--peers ctnode dcmtk orthanc pynetdicom]
+    python bench/ingest.py [--what throughput single latency many idle big] [--senders 1 4 16] [--count 400]
+                           [--folder DIR] [--peers ctnode dcmtk orthanc pynetdicom] [--big-mb 4094]
 
-The senders are DCMTK's storescu as real processes. TCP_NODELAY=1 is set for them and for all receivers: without it
-DCMTK and what is built on it stall 44 ms an image on loopback.
-Every sender has instances of its own, every run an empty store; ctnode syncs each instance before it answers, the
-others do what they do by default.
+``throughput``: instances per second of DCMTK's storescu as real processes; for ctnode, whose keeper runs beside it,
+also how long after the last acknowledgement the last instance was in the index. ``single``: 500 associations of one
+image.
+``latency``: C-STORE to C-STORE-RSP at 100 slices a second. ``many``: 200 associations at once, 20 slices each.
+``idle``: what 200 silent associations cost, and how long 200 simultaneous connects take. ``big``: one object of 4 GB.
+
+ctnode syncs each instance before it answers, the others do what they do by default. TCP_NODELAY=1 is set for all:
+without it DCMTK and what is built on it stall 44 ms an image on loopback. Every sender has instances of its own, every
+run an empty store.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-START_S = 30.0
-ORTHANC = "/usr/sbin/Orthanc"
-ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
+from peers import ENVIRONMENT, PEERS, Absent, Serving, cpu_seconds, dcmtk_tool, machine, make_instances, resident_mb
 
-CTNODE_ROLE = """
-import sys
-from ctnode.archive.layout import Layout
-from ctnode.config import load
-from ctnode.ops import log
-from ctnode.ops.role import Role
-from ctnode.wire.acceptor import receive
-config = load(environment={}, overrides={
-    "storage.root": sys.argv[1], "node.port": 0, "receiver.processes": int(sys.argv[2]), "log.level": "error",
-}).config
-layout = Layout(config.root, config.results)
-layout.create()
-log.configure(config.log, role="receive")
-with Role("receive", layout.run, config.digest()) as role:
-    sys.exit(receive(config, role))
-"""
+from ctnode.archive.database import Database
+from tests.wire_peers import P_DATA, Answer, RawPeer, data_set, element, pdu, pdv, store_command, uid
 
-PLAIN_PYNETDICOM = """
-import sys
-from pathlib import Path
-from pynetdicom import AE, AllStoragePresentationContexts, evt
-from pynetdicom.sop_class import Verification
-folder = Path(sys.argv[1])
-def store(event):
-    (folder / event.request.AffectedSOPInstanceUID).write_bytes(event.encoded_dataset())
-    return 0x0000
-entity = AE("PLAIN")
-entity.supported_contexts = AllStoragePresentationContexts
-entity.add_supported_context(Verification)
-entity.start_server(("127.0.0.1", int(sys.argv[2])), block=True, evt_handlers=[(evt.EVT_C_STORE, store)])
-"""
+PIXELS = bytes(range(256)) * 2048
+INDEX_S = 60.0
+SINGLE = 500
+MANY, SLICES = 200, 20
+PER_SECOND = 100
 
 
-class Absent(Exception):
-    """A peer is not installed here."""
-
-
-def dcmtk_tool(name: str) -> str:
-    """Return DCMTK's own program: pynetdicom installs scripts of the same names."""
-    for folder in os.get_exec_path():
-        program = Path(folder) / name
-        if program.is_file() and b"dcmtk" in subprocess.run([program, "--version"], capture_output=True).stdout:
-            return str(program)
-    raise Absent(f"{name} (Debian package dcmtk)")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], what: str) -> None:
-    deadline = time.monotonic() + START_S
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{what} did not start")
-        time.sleep(0.02)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def percentile(values: Sequence[float], percent: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * percent / 100))]
 
 
 @contextmanager
-def running(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def ctnode(folder: Path, processes: int = 1) -> Iterator[int]:
-    root = folder / "root"
-
-    def report() -> dict[str, object]:
-        found = list((root / "run").glob("receive-*.json"))
-        return json.loads(found[0].read_text()) if found else {}
-
-    with running([sys.executable, "-c", CTNODE_ROLE, root, str(processes)]) as process:
-        wait_for(lambda: report().get("state") == "ready", process, "ctnode")
-        counters = report()["counters"]
-        assert isinstance(counters, dict)
-        yield int(counters["port"])
-
-
-@contextmanager
-def dcmtk(folder: Path) -> Iterator[int]:
-    port = free_port()
-    with running([dcmtk_tool("storescp"), "--fork", "-od", folder, str(port)]) as process:
-        wait_for(lambda: answers(port), process, "storescp")
-        yield port
-
-
-@contextmanager
-def orthanc(folder: Path) -> Iterator[int]:
-    if not Path(ORTHANC).exists():
-        raise Absent("Orthanc (Debian package orthanc)")
-    port = free_port()
-    settings = {
-        "Name": "bench", "StorageDirectory": str(folder / "store"), "IndexDirectory": str(folder / "store"),
-        "DicomPort": port, "DicomAet": "ORTHANC", "HttpServerEnabled": False, "DicomServerEnabled": True,
-        "DicomAlwaysAllowStore": True, "DicomCheckCalledAet": False, "Plugins": [], "RemoteAccessAllowed": False,
-    }  # fmt: skip
-    file = folder / "orthanc.json"
-    file.write_text(json.dumps(settings))
-    with running([ORTHANC, file]) as process:
-        wait_for(lambda: answers(port), process, "Orthanc")
-        yield port
-
-
-@contextmanager
-def pynetdicom(folder: Path) -> Iterator[int]:
-    port = free_port()
-    with running([sys.executable, "-c", PLAIN_PYNETDICOM, folder, str(port)]) as process:
-        wait_for(lambda: answers(port), process, "pynetdicom")
-        yield port
-
-
-PEERS: dict[str, Callable[[Path], contextmanager[int]]] = {
-    "ctnode": ctnode,
-    "ctnode x2": lambda folder: ctnode(folder, 2),
-    "dcmtk": dcmtk,
-    "orthanc": orthanc,
-    "pynetdicom": pynetdicom,
-}
-
-
-def make_instances(folder: Path, count: int) -> None:
-    """Write distinct 512x512 16-bit CT slices of one series."""
-    folder.mkdir()
-    random = np.random.default_rng(count)
-    noise = random.integers(0, 2000, 512 * 512 + count, dtype=np.uint16)
-    study, series = generate_uid(), generate_uid()
-    for number in range(count):
-        image = Dataset()
-        image.file_meta = FileMetaDataset()
-        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = CTImageStorage
-        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
-        image.StudyInstanceUID, image.SeriesInstanceUID, image.InstanceNumber = study, series, number + 1
-        image.Modality, image.PatientID, image.PatientName = "CT", "BENCH", "Bench^Ingest"
-        image.Rows = image.Columns = 512
-        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
-        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
-        image.PixelData = noise[number : number + 512 * 512].tobytes()
-        image.save_as(folder / f"{number:05d}.dcm", enforce_file_format=True)
-
-
-def measure(peer: str, sources: Sequence[Path], count: int, folder: Path) -> float:
-    """Return instances per second of all senders together."""
+def serving(peer: str, folder: Path) -> Iterator[Serving]:
     folder.mkdir()
     try:
-        with PEERS[peer](folder) as port:
-            command = [dcmtk_tool("storescu"), "--scan-directories", "-aec", "ANY", "127.0.0.1", str(port)]
-            started = time.perf_counter()
-            senders = [subprocess.Popen([*command, source], env=ENVIRONMENT) for source in sources]
-            codes = [sender.wait() for sender in senders]
-            seconds = time.perf_counter() - started
-            if any(codes):
-                raise RuntimeError(f"storescu to {peer} ended with {codes}")
-            return count * len(sources) / seconds
+        with PEERS[peer](folder) as node:
+            yield node
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return (
-        f"{os.cpu_count()} x {models[0] if models else platform.machine()}, {memory_gb:.0f} GB, "
-        f"Linux {platform.release()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
-    )
+def indexed_after(root: Path, count: int) -> float:
+    """Return the seconds until the index has as many instances."""
+    began = time.perf_counter()
+    with Database(root / "ctnode.db", readonly=True) as database:
+        while database.counters().get("instances", 0) < count:
+            if time.perf_counter() - began > INDEX_S:
+                raise RuntimeError("the index never had all that was acknowledged")
+            time.sleep(0.01)
+    return time.perf_counter() - began
+
+
+# ------------------------------------------------------------------------------------------------------ throughput
+
+
+def measure(peer: str, sources: Sequence[Path], count: int, folder: Path) -> tuple[float, str]:
+    """Return instances per second of all senders together, and what is to be said beside."""
+    with serving(peer, folder) as node:
+        command = [dcmtk_tool("storescu"), "--scan-directories", "-aec", "ANY", "127.0.0.1", str(node.port)]
+        used = cpu_seconds(node.pids)
+        started = time.perf_counter()
+        senders = [subprocess.Popen([*command, source], env=ENVIRONMENT) for source in sources]
+        codes = [sender.wait() for sender in senders]
+        seconds = time.perf_counter() - started
+        if any(codes):
+            raise RuntimeError(f"storescu to {peer} ended with {codes}")
+        total = count * len(sources)
+        words = f"{1e3 * (cpu_seconds(node.pids) - used) / total:.2f} ms of CPU each"
+        if node.root is not None:
+            words += f", in the index {1e3 * indexed_after(node.root, total):.0f} ms after the last acknowledgement"
+        return total / seconds, words
+
+
+def throughput(options: argparse.Namespace, folder: Path) -> None:
+    sources = [folder / f"source{number}" for number in range(max(options.senders))]
+    for source in sources:
+        make_instances(source, options.count)
+    rates: dict[str, dict[int, float]] = {}
+    # All peers of one number of senders in a row: what else the machine does meanwhile changes slowly.
+    for senders in options.senders:
+        for peer in options.peers:
+            try:
+                rate, words = measure(peer, sources[:senders], options.count, folder / "store")
+            except Absent as absent:
+                print(f"skipped: {absent} is absent")
+                continue
+            rates.setdefault(peer, {})[senders] = rate
+            print(f"{peer} with {senders}: {rate:.0f}/s, {words}", flush=True)
+    print(f"\n{'instances/s':<12}" + "".join(f"{f'{senders} sending':>12}" for senders in options.senders))
+    for peer, found in rates.items():
+        print(f"{peer:<12}" + "".join(f"{found[senders]:>12.0f}" for senders in options.senders))
+    for ours in (peer for peer in rates if peer.startswith("ctnode")):
+        for peer in ("dcmtk", "orthanc", "pynetdicom"):
+            if peer in rates:
+                ratios = ", ".join(f"{rates[ours][s] / rates[peer][s]:.2f}x with {s}" for s in options.senders)
+                print(f"{ours} / {peer}: {ratios}")
+
+
+# --------------------------------------------------------------------------------------- with a peer of our own
+
+
+def single(options: argparse.Namespace, folder: Path) -> None:
+    """One association for each image, one after the other."""
+    seconds: dict[str, float] = {}
+    for peer in [peer for peer in options.peers if peer != "pynetdicom"]:
+        try:
+            with serving(peer, folder / "store") as node:
+                began = time.perf_counter()
+                for number in range(SINGLE):
+                    with RawPeer(node.port) as sender:
+                        sender.associate(called="ANY")
+                        assert store(sender, number).status == 0
+                        sender.release()
+                seconds[peer] = time.perf_counter() - began
+        except Absent as absent:
+            print(f"skipped: {absent} is absent")
+            continue
+        print(f"{peer}: {SINGLE} associations of one image in {seconds[peer]:.2f} s", flush=True)
+    if {"ctnode", "dcmtk"} <= seconds.keys():
+        print(f"ctnode / dcmtk: {seconds['ctnode'] / seconds['dcmtk']:.2f}x the time")
+
+
+def store(sender: RawPeer, *number: int) -> Answer:
+    name = uid(*number, 1)
+    # The PDUs that every receiver takes; the rates of large ones are those of storescu above.
+    return sender.store(name, data_set(name, pixels=PIXELS), piece_bytes=16_000)
+
+
+def latency(_options: argparse.Namespace, folder: Path) -> None:
+    with serving("ctnode", folder / "store") as node, RawPeer(node.port) as sender:
+        sender.associate()
+        taken = []
+        names = [uid(number, 1) for number in range(PER_SECOND * 10)]
+        began = time.perf_counter()
+        for number, name in enumerate(names):
+            content = sender.store_bytes(name.encode(), data_set(name, pixels=PIXELS), piece_bytes=130_000)
+            time.sleep(max(0.0, began + number / PER_SECOND - time.perf_counter()))
+            sent = time.perf_counter()
+            sender.send(content)
+            assert sender.answer().status == 0
+            taken.append(1e3 * (time.perf_counter() - sent))
+        print(
+            f"acknowledged at {PER_SECOND}/s after p50 {statistics.median(taken):.1f} ms, "
+            f"p99 {percentile(taken, 99):.1f} ms, at most {max(taken):.1f} ms"
+        )
+
+
+def all_at_once(count: int, work: Callable[[int], None]) -> None:
+    failures: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {count} failed, such as: {failures[0]!r}")
+
+
+def many(_options: argparse.Namespace, folder: Path) -> None:
+    with serving("ctnode", folder / "store") as node:
+        taken: list[float] = []
+        before = resident_mb(node.receivers)
+
+        def send(number: int) -> None:
+            with RawPeer(node.port) as sender:
+                sender.associate()
+                for slice_number in range(SLICES):
+                    began = time.perf_counter()
+                    assert store(sender, number, slice_number).status == 0
+                    taken.append(time.perf_counter() - began)
+                sender.release()
+
+        began = time.perf_counter()
+        all_at_once(MANY, send)
+        seconds = time.perf_counter() - began
+        assert node.root is not None
+        lag = indexed_after(node.root, MANY * SLICES)
+        print(
+            f"{MANY} associations of {SLICES} slices: all stored in {seconds:.1f} s ({len(taken) / seconds:.0f}/s), "
+            f"acknowledged after p50 {statistics.median(taken):.2f} s, p95 {percentile(taken, 95):.2f} s, memory "
+            f"{resident_mb(node.receivers) - before:+.0f} MB, in the index {lag:.1f} s after the last acknowledgement"
+        )
+
+
+def idle(_options: argparse.Namespace, folder: Path) -> None:
+    seconds = 10.0
+    with serving("ctnode", folder / "store") as node:
+        began = cpu_seconds(node.receivers)
+        time.sleep(seconds)
+        without = cpu_seconds(node.receivers) - began
+        before = resident_mb(node.receivers)
+        peers = [RawPeer(node.port) for _ in range(MANY)]
+        for peer in peers:
+            peer.associate()
+        began = cpu_seconds(node.receivers)
+        time.sleep(seconds)
+        used = cpu_seconds(node.receivers) - began
+        print(
+            f"{MANY} idle associations: {100 * (used - without) / seconds:+.1f} % of a core, "
+            f"{resident_mb(node.receivers) - before:+.0f} MB over none"
+        )
+        for peer in peers:
+            peer.release()
+            peer.socket.close()
+        taken: list[float] = []
+        gate = threading.Barrier(MANY)
+
+        def connect(_number: int) -> None:
+            gate.wait()
+            began = time.perf_counter()
+            with socket.create_connection(("127.0.0.1", node.port), timeout=30):
+                taken.append(1e3 * (time.perf_counter() - began))
+
+        all_at_once(MANY, connect)
+        print(f"{MANY} simultaneous connects: p95 {percentile(taken, 95):.1f} ms")
+
+
+def big(options: argparse.Namespace, folder: Path) -> None:
+    """One multi-frame object, made while it is sent."""
+    name = uid(1, 1)
+    piece = bytes(1 << 16) + bytes(range(256)) * 240
+    pieces = (options.big_mb << 20) // len(piece)
+    head = data_set(name, pixels=b"")[:-4] + (pieces * len(piece)).to_bytes(4, "little")
+    assert head.endswith(element(0x7FE0, 0x0010, b"OW", b"")[:-4] + head[-4:])
+    with serving("ctnode", folder / "store") as node, RawPeer(node.port) as sender:
+        sender.socket.settimeout(600)
+        sender.associate()
+        before = peak = resident_mb(node.receivers)
+        began = time.perf_counter()
+        sender.send(pdu(P_DATA, pdv(3, 3, store_command(name.encode()))) + pdu(P_DATA, pdv(3, 0, head)))
+        middle, last = pdu(P_DATA, pdv(3, 0, piece)), pdu(P_DATA, pdv(3, 2, piece))
+        for number in range(pieces):
+            sender.send(last if number == pieces - 1 else middle)
+            if number % 1024 == 0:
+                peak = max(peak, resident_mb(node.receivers))
+        assert sender.answer().status == 0
+        seconds = time.perf_counter() - began
+        peak = max(peak, resident_mb(node.receivers))
+        size_mb = pieces * len(piece) >> 20
+        print(f"one object of {size_mb} MB: acknowledged after {seconds:.1f} s, memory {peak - before:+.0f} MB")
+
+
+WHAT = {"throughput": throughput, "single": single, "latency": latency, "many": many, "idle": idle, "big": big}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--senders", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=["throughput"])
+    parser.add_argument("--senders", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--count", type=int, default=400, help="instances of each sender")
     parser.add_argument("--folder", type=Path, help="where everything lies meanwhile (default: a temporary one)")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["ctnode", "dcmtk", "orthanc", "pynetdicom"])
+    parser.add_argument("--big-mb", type=int, default=4094, help="megabytes of the big object")
     options = parser.parse_args()
     try:
         dcmtk_tool("storescu")
     except Absent as absent:
         sys.exit(f"{absent} is absent")
-    print(machine())
-    rates: dict[str, dict[int, float]] = {}
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="ingest-") as name:
-        folder = Path(name)
-        sources = [folder / f"source{number}" for number in range(max(options.senders))]
-        for source in sources:
-            make_instances(source, options.count)
-        for peer in options.peers:
-            try:
-                rates[peer] = {
-                    senders: measure(peer, sources[:senders], options.count, folder / "store")
-                    for senders in options.senders
-                }
-            except Absent as absent:
-                print(f"skipped: {absent} is absent")
-    print(f"\n{'instances/s':<12}" + "".join(f"{f'{senders} sending':>12}" for senders in options.senders))
-    for peer, found in rates.items():
-        print(f"{peer:<12}" + "".join(f"{found[senders]:>12.0f}" for senders in options.senders))
-    ours = rates.get("ctnode", {})
-    for peer in ("dcmtk", "orthanc", "pynetdicom"):
-        if ours and peer in rates:
-            ratios = ", ".join(f"{ours[s] / rates[peer][s]:.2f}x with {s}" for s in options.senders)
-            print(f"ctnode / {peer}: {ratios}")
+    print(machine(), flush=True)
+    for what in options.what:
+        with tempfile.TemporaryDirectory(dir=options.folder, prefix="ingest-") as name:
+            WHAT[what](options, Path(name))
 
 
 if __name__ == "__main__":

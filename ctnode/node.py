@@ -27,7 +27,7 @@ from ctnode.flow.keeper import keep
 from ctnode.flow.worker import work
 from ctnode.ops import log
 from ctnode.ops.durable import lock
-from ctnode.ops.notify import notify, notify_reloading
+from ctnode.ops.notify import FIRST_HANDED, notify, notify_reloading
 from ctnode.ops.role import Role, die_with_parent, read_reports, sweep_reports
 from ctnode.wire.acceptor import receive
 from ctnode.words import ConfigError, ExitCode
@@ -45,8 +45,6 @@ STEADY_S: Final = 30.0
 STOP_S: Final = 20.0
 # A role gives a sign of life every second; the keeper may wait longer than that for a slow disk.
 SILENCE_S: Final = 20.0
-# sd_listen_fds(3): the first socket of the service manager.
-LISTENING_SOCKETS: Final = (3,)
 
 
 def run_role(name: str, loader: Reload, *, supervisor: tuple[int, int] | None = None) -> int:
@@ -197,7 +195,7 @@ class Node:
         member.line, theirs = socket.socketpair()
         member.line.setblocking(False)
         supervised = ["--supervised", f"{os.getpid()}:{theirs.fileno()}"]
-        listening = LISTENING_SOCKETS if member.name == "receive" and _was_handed_sockets() else ()
+        listening = _handed_sockets() if member.name == "receive" else ()
         with theirs:
             member.process = subprocess.Popen(
                 [*member.command, *supervised],
@@ -305,8 +303,11 @@ def _hang_up(member: _Member) -> None:
         member.line = None
 
 
-def _was_handed_sockets() -> bool:
-    return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") != "0"
+def _handed_sockets() -> Sequence[int]:
+    """Return the descriptors of the sockets that the service manager handed to this process."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return ()
+    return range(FIRST_HANDED, FIRST_HANDED + int(os.environ.get("LISTEN_FDS", "0")))
 
 
 def _environment(*, keep_sockets: bool) -> dict[str, str]:

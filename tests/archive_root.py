@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctnode.archive import invariants, revisions
+from ctnode.archive.associations import Association
 from ctnode.archive.database import Database
 from ctnode.archive.elements import EXPLICIT_LITTLE
-from ctnode.archive.index import Association, Index
+from ctnode.archive.incoming import Kept
+from ctnode.archive.index import Index
 from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened
 from ctnode.archive.settle import Scan, Settler
-from ctnode.archive.spool import Journal, Kept, Spool
+from ctnode.archive.spool import Journal, Spool
 from ctnode.words import Verdict
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

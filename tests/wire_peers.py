@@ -17,9 +17,10 @@ from ctnode.archive.header import read_meta
 from ctnode.archive.layout import Layout
 from ctnode.archive.spool import JOURNAL_NAME, Spool
 from ctnode.config import Config
-from ctnode.wire.host import Host
+from ctnode.wire.host import Ended, Host
+from ctnode.wire.places import Slots
 from ctnode.wire.reactor import SyncAssociation
-from ctnode.wire.services import Shared
+from ctnode.wire.shared import Shared
 
 VERIFICATION = "1.2.840.10008.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -209,7 +210,13 @@ class Receiver:
         self.layout = Layout(root, root / "results")
         self.layout.create()
         self.over_limit = False
-        self.shared = Shared(config, listening_address, Spool(self.layout.incoming), Doorbell(self.layout.run))
+        self.shared = Shared(
+            config,
+            listening_address,
+            Spool(self.layout.incoming),
+            Doorbell(self.layout.run),
+            slots=Slots(self.layout.run),
+        )
         self.host = Host(self.shared, on_ended=self._on_ended, supported=supported)
         self.ended = 0
         self.started: list[SyncAssociation] = []
@@ -231,7 +238,7 @@ class Receiver:
                     self.started.append(association)
                 self._changed.notify_all()
 
-    def _on_ended(self) -> None:
+    def _on_ended(self, _ended: Ended) -> None:
         with self._changed:
             self.ended += 1
             self._changed.notify_all()

@@ -61,7 +61,11 @@ class ReceiveRole:
         }  # fmt: skip
         self.write_settings()
         self.log = folder / f"log-{time.monotonic_ns()}"
-        with self.log.open("wb") as stderr:
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, or start it again."""
+        with self.log.open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", SCRIPT, str(self.settings)], stderr=stderr, start_new_session=True
             )

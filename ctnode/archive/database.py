@@ -114,6 +114,19 @@ class Database:
         if not applied or not sound:
             raise Unavailable(f"{self.path} is {'no index of ctnode' if sound else 'damaged'}")
 
+    def require_current(self) -> None:
+        """Check that the schema is the one that this version reads.
+
+        Raises
+        ------
+        Unavailable
+            If it is older: only a process that may write brings it up to date.
+        """
+        if list(MIGRATIONS.pending(self.tables)):
+            raise Unavailable(
+                "the index is of an older ctnode", hint="start the node once: it brings the index up to date"
+            )
+
     def _applied(self) -> set[str]:
         applied = {migration.name for migration in MIGRATIONS.applied(self.tables)}
         newer = sorted(applied - set(_migration_names()))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctnode.archive import timeline
+from ctnode.archive.associations import Association
 from ctnode.archive.database import Database
 from ctnode.archive.header import Header, identity
 from ctnode.archive.layout import Layout
@@ -28,18 +29,6 @@ CT_CLASSES = frozenset(
         "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Association:
-    """An association as the index knows it."""
-
-    id: int
-    name: str
-    door: str
-    calling_ae: str
-    called_ae: str
-    peer_address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,48 +69,6 @@ class Index:
         self.database = database
         self.layout = layout
         self.quiet = quiet
-
-    def begin_association(self, name: str, opened: dict[str, object], opened_at: float) -> Association:
-        """Return the row of a journal, new or known."""
-        with self.database.immediate():
-            self.database.execute(
-                "INSERT INTO associations"
-                " (name, door, calling_ae, called_ae, peer_address, opened_at, accepted, refused)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
-                (
-                    name,
-                    str(opened.get("door", "network")),
-                    str(opened.get("calling_ae", "")),
-                    str(opened.get("called_ae", "")),
-                    str(opened.get("peer_address", "")),
-                    opened_at,
-                    json.dumps(opened.get("accepted", [])),
-                    json.dumps(opened.get("refused", [])),
-                ),
-            )
-        row = self.database.row(
-            "SELECT id, name, door, calling_ae, called_ae, peer_address FROM associations WHERE name = ?", (name,)
-        )
-        assert row is not None
-        return Association(**row)
-
-    def end_association(self, association: Association, how: str, ended_at: float) -> None:
-        """Write down how an association ended, once, with a timeline row for each series that it fed."""
-        with self.database.immediate():
-            changed = self.database.execute(
-                "UPDATE associations SET how = ?, ended_at = ? WHERE id = ? AND how = ''",
-                (how, ended_at, association.id),
-            )
-            if not changed.rowcount:
-                return
-            for series_id, instances, revision in self.database.execute(
-                "SELECT fed.series_id, fed.instances, max(revisions.n) FROM association_series AS fed"
-                " JOIN revisions USING (series_id) WHERE fed.association_id = ? GROUP BY fed.series_id",
-                (association.id,),
-            ).fetchall():
-                sender = association.calling_ae or association.door
-                words = f"{sender} at {association.peer_address}: {instances} instances, {how}"
-                timeline.note(self.database, series_id, revision, "association", words, at=ended_at)
 
     def note_attempts(self, names: Sequence[str]) -> dict[str, int]:
         """Count an attempt at each file before it is touched; return the counts with this one."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from ctnode.archive.database import Database
+from ctnode.archive.incoming import KEPT_SUFFIX
 from ctnode.archive.layout import Layout
-from ctnode.archive.spool import KEPT_SUFFIX
 
 STEP: Final = 1000
 

@@ -90,6 +90,11 @@ class Layout:
         return self.root / "run"
 
     @property
+    def rejections(self) -> Path:
+        """Return the file that tells who was turned away."""
+        return self.run / "rejections.jsonl"
+
+    @property
     def database(self) -> Path:
         """Return the index."""
         return self.root / "ctnode.db"

@@ -28,6 +28,10 @@ class Opened:
         ``address:port``; ``file:<door>`` for files.
     accepted, refused
         Presentation contexts as ``(abstract syntax, transfer syntax)`` and ``(abstract syntax, reason)``.
+    peer
+        Its name in ``[[peers]]``, if it has one.
+    is_tls
+        Whether it came by TLS.
     """
 
     door: str
@@ -37,6 +41,8 @@ class Opened:
     own_address: str
     accepted: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    peer: str = ""
+    is_tls: bool = False
 
 
 def file_meta(opened: Opened, transfer_syntax: str, sop_class: str, sop_instance: str) -> tuple[bytes, int]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ctnode.archive import timeline
+from ctnode.archive import associations, timeline
+from ctnode.archive.associations import Association, Ending
 from ctnode.archive.database import Database
 from ctnode.archive.header import Header, read_header
-from ctnode.archive.index import Arrival, Association, Index
+from ctnode.archive.index import Arrival, Index
 from ctnode.archive.layout import Layout, parse_series_name
 from ctnode.archive.revisions import get, keep, newest, supersede_older
 from ctnode.words import BadInstance, RevisionState
@@ -54,7 +55,7 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
     The name of a file decides nothing but its split: UIDs and digest come from the file itself.
     """
     index = Index(database, layout, lambda _association, _n: 1.0)
-    door = index.begin_association(f"rebuild-{time.time_ns()}", {"door": REBUILT}, time.time())
+    door = associations.begin(database, f"rebuild-{time.time_ns()}", {"door": REBUILT}, time.time())
     unreadable: list[str] = []
     batch: list[tuple[Path, Header]] = []
     known = {row[0] for row in database.execute("SELECT path FROM instances")}
@@ -72,7 +73,7 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
             count += _adopt(index, door, batch, touched, unreadable)
             batch = []
     count += _adopt(index, door, batch, touched, unreadable)
-    index.end_association(door, REBUILT, time.time())
+    associations.end(database, door, Ending(REBUILT, time.time()))
     states = [_settle(database, layout, series_id) for series_id in sorted(touched)]
     done = states.count(RevisionState.DONE)
     held = states.count(RevisionState.COMPLETE)

@@ -196,6 +196,24 @@ def first(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+_ASSOCIATIONS: Final = """
+ALTER TABLE associations ADD COLUMN peer TEXT NOT NULL DEFAULT '';
+ALTER TABLE associations ADD COLUMN is_tls INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE associations ADD COLUMN statuses TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE associations ADD COLUMN refusals TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE associations ADD COLUMN reason TEXT NOT NULL DEFAULT '';
+CREATE INDEX associations_by_time ON associations (opened_at);
+CREATE INDEX associations_by_caller ON associations (calling_ae, opened_at);
+"""
+
+
+@MIGRATIONS(name="0002_associations")
+def second(db: sqlite_utils.Database) -> None:
+    """Let an association tell what it was answered, and be found by its sender and time."""
+    for statement in _statements(_ASSOCIATIONS):
+        db.execute(statement)
+
+
 def _statements(script: str) -> list[str]:
     """Split a script at the semicolons that end statements; trigger bodies hold semicolons of their own."""
     statements, lines = [], []

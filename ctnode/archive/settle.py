@@ -14,16 +14,18 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from ctnode.archive import associations, timeline
+from ctnode.archive.associations import Association
 from ctnode.archive.header import read_header, read_meta
-from ctnode.archive.index import Arrival, Association, Index, Placement
-from ctnode.archive.spool import HEAD_BYTES, JOURNAL_NAME, KEPT_SUFFIX, PART_SUFFIX
+from ctnode.archive.incoming import HEAD_BYTES, KEPT_SUFFIX, PART_SUFFIX
+from ctnode.archive.index import Arrival, Index, Placement
+from ctnode.archive.spool import JOURNAL_NAME
 from ctnode.ops import log
 from ctnode.ops.durable import crash_point, fsync_directory, make_directories
 from ctnode.words import BadInstance
@@ -130,7 +132,7 @@ class Settler:
         return self._learn(directory, opened, at)
 
     def _learn(self, directory: Path, opened: dict[str, object], at: float) -> _Known:
-        known = _Known(self.index.begin_association(directory.name, opened, at), at)
+        known = _Known(associations.begin(self.index.database, directory.name, opened, at), at)
         self._known[directory.name] = known
         return known
 
@@ -225,8 +227,9 @@ class Settler:
 
     def _close(self, directory: Path, known: _Known) -> None:
         """Write down how an association ended, and remove its empty journal."""
-        how, at = _last_record(directory)
-        self.index.end_association(known.association, how, at or known.last_arrival)
+        ending = associations.ending_of(_records(directory))
+        ending = ending if ending.at else replace(ending, at=known.last_arrival)
+        associations.end(self.index.database, known.association, ending)
         self._remove(directory)
         del self._known[directory.name]
 
@@ -300,18 +303,7 @@ def _first_record(directory: Path) -> tuple[dict[str, object] | None, float]:
     records = _records(directory)
     if not records or records[0].get("what") != "opened":
         return None, 0.0
-    return records[0], _seconds(records[0])
-
-
-def _last_record(directory: Path) -> tuple[str, float]:
-    records = _records(directory)
-    if records and records[-1].get("what") == "closed":
-        return str(records[-1]["how"]), _seconds(records[-1])
-    return "aborted", 0.0
-
-
-def _seconds(record: dict[str, object]) -> float:
-    return datetime.fromisoformat(str(record["at"])).timestamp()
+    return records[0], timeline.seconds(str(records[0]["at"]))
 
 
 def _arrival_s(name: str) -> float:

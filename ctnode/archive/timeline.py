@@ -33,6 +33,11 @@ def read(database: Database, series_id: int) -> tuple[Entry, ...]:
     return tuple(Entry(**row) for row in rows)
 
 
+def seconds(text: str) -> float:
+    """Return a time of the journal as seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp()
+
+
 def iso(seconds: float | None) -> str:
     """Return a time as ISO 8601 in UTC, or an empty text."""
     if seconds is None:

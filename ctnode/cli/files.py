@@ -140,7 +140,7 @@ def _send_files(config: Config, target: Target, path: Path) -> bool:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     if not path.exists():
         raise NotFound(f"no file, folder or series {path}")
-    destination = Destination(target.name, target.ae_title, target.host, target.port)
+    destination = Destination.of(target)
     ok = True
     for result in send_all(destination, config.node.ae_title, files, config.delivery.timeout_s):
         status = "" if result.status is None else f" status {result.status:04X}H"

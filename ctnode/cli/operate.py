@@ -53,11 +53,13 @@ def _shown(counters: Any) -> str:
 @click.pass_obj
 def check_config(settings: Settings, show: bool, json_wanted: bool) -> None:
     """Check the configuration and say what is wrong with it; touches nothing."""
+    from ctnode.wire.certificates import check_tls
     from ctnode.wire.listener import listening_address
     from ctnode.wire.peers import require_policy
 
     loaded = settings.load()
     require_policy(listening_address(loaded.config.node.host), loaded.config)
+    check_tls(loaded.config)
     rows = list(configuration.explain(loaded))
     if json_wanted:
         print_json({key: {"value": value, "from": origin} for key, value, origin, _ in rows})
@@ -190,7 +192,7 @@ def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: boo
     from ctnode.wire.sender import echo as verify
 
     config = settings.config()
-    known = [Destination(t.name, t.ae_title, t.host, t.port) for t in config.targets]
+    known = [Destination.of(target) for target in config.targets]
     known += [Destination(p.name, p.ae_title, p.host, p.port) for p in config.peers if p.port is not None]
     chosen = known if everybody else [destination for destination in known if destination.name == name]
     if not chosen:

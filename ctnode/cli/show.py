@@ -43,12 +43,14 @@ class Settings:
         Raises
         ------
         Unavailable
-            If there is no node.
+            If there is no node, or its index is older than this program.
         """
         config = self.config()
         configuration.require_root(config)
         layout = Layout(config.root, config.results)
-        return config, layout, Database(layout.database, readonly=True)
+        database = Database(layout.database, readonly=True)
+        database.require_current()
+        return config, layout, database
 
     def writing(self) -> tuple[Config, Layout, Database]:
         """Return what a writing command needs, acting as the owner of the root."""

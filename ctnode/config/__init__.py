@@ -15,6 +15,7 @@ from ctnode.config.models import (
     Receiver,
     Storage,
     Target,
+    Tls,
     Worker,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "Receiver",
     "Storage",
     "Target",
+    "Tls",
     "Worker",
     "diff",
     "document",

@@ -11,8 +11,32 @@ from pydantic import BaseModel
 from ctnode.config.models import LISTS, RELOADABLE, Config
 
 _EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {
-    "peers": {"name": "ct1", "ae_title": "CT1", "host": "192.0.2.10", "port": 104, "quiet_s": 5.0},
-    "targets": {"name": "pacs", "ae_title": "PACS", "host": "192.0.2.20", "port": 104, "send": ["report"]},
+    "peers": {
+        "name": "ct1",
+        "ae_title": "CT1",
+        "host": "192.0.2.10",
+        "port": 104,
+        "certificate": "ct1.hospital.example",
+        "services": ["echo", "store"],
+        "sop_classes": ["1.2.840.10008.5.1.4.1.1.2"],
+        "max_associations": 8,
+        "max_pdu": 131072,
+        "max_object_mb": 1024,
+        "idle_timeout_s": 300.0,
+        "quiet_s": 5.0,
+    },
+    "targets": {
+        "name": "pacs",
+        "ae_title": "PACS",
+        "host": "192.0.2.20",
+        "port": 104,
+        "send": ["report"],
+        "tls": True,
+        "ca": "ca.pem",
+        "certificate": "node.pem",
+        "key": "node.key",
+        "tls_name": "pacs.example",
+    },
 }
 
 

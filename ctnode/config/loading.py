@@ -1,4 +1,4 @@
-"""Reading the configuration: file < environment < command line, checked whole, explained by key."""
+"""Reading the configuration: file < credentials < environment < command line, checked whole, explained by key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ctnode.config.models import KEYS, RELOADABLE, Config
+from ctnode.config.models import FILES, KEYS, RELOADABLE, Config
 from ctnode.words import ConfigError, Unavailable
 
 ENVIRONMENT_PREFIX: Final = "CTNODE_"
@@ -22,7 +22,7 @@ SYSTEM_CONFIG: Final = Path("/etc/ctnode/config.toml")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration and where each value came from (``default``, a file, ``environment``, ``command line``)."""
+    """A configuration and where each value came from: ``default``, a file, ``credential``, ``environment``, ..."""
 
     config: Config
     file: Path | None
@@ -59,6 +59,9 @@ def load(
     if file is not None:
         values = _read_file(file)
         origin.update(dict.fromkeys(_dotted(values), str(file)))
+    for key, path_text in _from_credentials(environment):
+        _put(values, key, path_text)
+        origin[key] = "credential"
     for key, value in _from_environment(environment):
         _put(values, key, value)
         origin[key] = "environment"
@@ -69,7 +72,7 @@ def load(
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain_fault(fault) for fault in error.errors()), hint=str(file or "")) from None
-    _check_names(config)
+    _check_together(config)
     return Loaded(_absolute(config, file, origin), file, origin)
 
 
@@ -89,6 +92,15 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not TOML: {error}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _from_credentials(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the keys of ``[tls]`` that the service manager provides as files (systemd.exec(5), LoadCredential=)."""
+    folder = environment.get("CREDENTIALS_DIRECTORY", "")
+    for key in FILES if folder else ():
+        file = Path(folder) / f"tls.{key}"
+        if file.is_file():
+            yield f"tls.{key}", str(file)
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, object]]:
@@ -156,7 +168,7 @@ def _nearest(dotted: str) -> str:
     return f"; did you mean {candidates[0]}?" if candidates else ""
 
 
-def _check_names(config: Config) -> None:
+def _check_together(config: Config) -> None:
     for label, names in (
         ("peers", [peer.name for peer in config.peers]),
         ("targets", [t.name for t in config.targets]),
@@ -164,6 +176,14 @@ def _check_names(config: Config) -> None:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"{label}.name: {', '.join(twice)} stands twice", hint="names must be unique")
+    tls = config.tls
+    if tls.certificate and tls.require_client_certificate and not tls.ca:
+        raise ConfigError(
+            "tls.ca: needed to check the certificates of peers", hint="or tls.require_client_certificate = false"
+        )
+    for target in config.targets:
+        if target.tls and not target.ca:
+            raise ConfigError(f"targets.ca: {target.name} needs the authority that signed its certificate")
 
 
 def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> Config:
@@ -178,7 +198,12 @@ def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> C
         }
     )
     inbox = config.inbox.model_copy(update={"path": resolve("inbox.path", config.inbox.path)})
-    return config.model_copy(update={"storage": storage, "inbox": inbox})
+    tls = config.tls.model_copy(update={name: resolve(f"tls.{name}", getattr(config.tls, name)) for name in FILES})
+    targets = tuple(
+        target.model_copy(update={name: resolve("targets", getattr(target, name)) for name in FILES})
+        for target in config.targets
+    )
+    return config.model_copy(update={"storage": storage, "inbox": inbox, "tls": tls, "targets": targets})
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 ResultKind = Literal["report"]
+Service = Literal["echo", "store"]
+Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 
 
 class _Section(BaseModel):
@@ -56,11 +58,28 @@ class Receiver(_Section):
     """The DICOM port."""
 
     processes: int = Field(1, ge=1, le=64, description="receiver processes behind the one listening socket")
-    max_associations: int = Field(200, ge=1, le=900, description="associations at the same time, over all processes")
+    max_associations: int = Field(400, ge=1, le=900, description="associations at the same time, over all processes")
+    max_per_address: int = Field(
+        250, ge=1, le=900, description="of these, associations from one address; the next is rejected as transient"
+    )
     max_pdu: int = Field(131072, ge=4096, le=1048576, description="largest PDU in bytes that is offered to peers")
     max_object_mb: int = Field(8192, ge=1, description="largest single object in megabytes that is taken")
     request_timeout_s: Seconds = Field(30.0, description="seconds a new connection has for its A-ASSOCIATE-RQ")
     idle_timeout_s: Seconds = Field(60.0, description="seconds an association may be silent before it is aborted")
+    pdu_timeout_s: Seconds = Field(60.0, description="seconds one PDU may take from its first byte to its last")
+
+
+class Tls(_Section):
+    """A second port, with TLS 1.2 or 1.3 as PS3.15 B.12 asks; SIGHUP reads its files anew."""
+
+    certificate: str = Field("", description="PEM file of the node's certificate with its chain; empty: no TLS port")
+    key: str = Field("", description="PEM file of its private key; empty: in the certificate file")
+    ca: str = Field("", description="PEM file of the authorities that sign the certificates of peers")
+    require_client_certificate: bool = Field(
+        default=True, description="serve only peers with a certificate of tls.ca; needs tls.ca"
+    )
+    host: str = Field("", description="address to listen on with TLS; empty: that of node.host")
+    port: int = Field(2762, ge=0, le=65535, description="port to listen on with TLS; 0 takes any free one")
 
 
 class Completion(_Section):
@@ -122,12 +141,30 @@ class Log(_Section):
 
 
 class Peer(_Section):
-    """One sender that is known by AE title and host."""
+    """One sender that is known by AE title and host, and by its certificate if one is named."""
 
     name: Name = Field(description="name of the peer in logs and commands")
     ae_title: AeTitle = Field(description="calling AE title of the peer")
     host: str = Field(description="address, host name or network (10.1.2.0/24) the peer calls from")
     port: Port | None = Field(None, description="port of the peer's own SCP, for `ctnode echo`")
+    certificate: str = Field(
+        "",
+        description="subject, common name, DNS name or sha256:HEX of the certificate it shows (TLS); empty: any",
+    )
+    services: tuple[Service, ...] = Field(("echo", "store"), description="services the peer may use")
+    sop_classes: tuple[Uid, ...] = Field((), description="UIDs of the SOP classes it may store; empty: all")
+    max_associations: int | None = Field(
+        None, ge=1, le=900, description="its associations at the same time; default: as many as its address may have"
+    )
+    max_pdu: int | None = Field(
+        None, ge=4096, le=1048576, description="largest PDU in bytes that is offered to it; default: that of [receiver]"
+    )
+    max_object_mb: int | None = Field(
+        None, ge=1, description="largest object in megabytes that is taken; default: that of [receiver]"
+    )
+    idle_timeout_s: Seconds | None = Field(
+        None, description="seconds its associations may be silent; default: that of [receiver]"
+    )
     quiet_s: Seconds | None = Field(
         None, description="quiet time of series from this peer; default: that of [completion]"
     )
@@ -143,6 +180,11 @@ class Target(_Section):
     send: tuple[ResultKind, ...] = Field(
         ("report",), strict=False, description="kinds of results that are sent by themselves"
     )
+    tls: bool = Field(default=False, description="call it with TLS")
+    ca: str = Field("", description="PEM file of the authority that signed its certificate; needed with TLS")
+    certificate: str = Field("", description="PEM file of the certificate to show it, with its chain; empty: none")
+    key: str = Field("", description="PEM file of that certificate's key; empty: in the certificate file")
+    tls_name: str = Field("", description="name or address in its certificate; empty: that of host")
 
 
 class Config(_Section):
@@ -151,6 +193,7 @@ class Config(_Section):
     node: Node = Field(default_factory=Node)
     storage: Storage = Field(default_factory=Storage)
     receiver: Receiver = Field(default_factory=Receiver)
+    tls: Tls = Field(default_factory=Tls)
     completion: Completion = Field(default_factory=Completion)
     worker: Worker = Field(default_factory=Worker)
     pipeline: Pipeline = Field(default_factory=Pipeline)
@@ -179,12 +222,16 @@ class Config(_Section):
 RELOADABLE: Final = frozenset(
     {
         "node.called_ae_titles", "node.accept_unknown", "node.drain_s", "storage.reserve_mb", "storage.reserve_inodes",
-        "receiver.max_associations", "receiver.max_object_mb", "receiver.request_timeout_s", "receiver.idle_timeout_s",
+        "receiver.max_associations", "receiver.max_per_address", "receiver.max_object_mb", "receiver.request_timeout_s",
+        "receiver.idle_timeout_s", "receiver.pdu_timeout_s", "tls.key", "tls.ca", "tls.require_client_certificate",
         "completion.quiet_s", "completion.called_ae_quiet_s", "completion.max_wait_s", "completion.association_hold_s",
         "worker.memory_mb", "worker.timeout_s", "pipeline.spacing_mm", "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
     }
 )  # fmt: skip
+
+# Keys whose value is the name of a file, which the service manager may provide as a credential instead.
+FILES: Final = ("certificate", "key", "ca")
 
 LISTS: Final[Mapping[str, type[BaseModel]]] = {"peers": Peer, "targets": Target}
 

@@ -119,7 +119,7 @@ class Deliverer:
                 outbox.failed(database, delivery, None, "the result file is gone", wait_s=None)
         if not by_path:
             return
-        destination = Destination(target.name, target.ae_title, target.host, target.port)
+        destination = Destination.of(target)
         settings = self.config.delivery
         for result in send(destination, self.config.node.ae_title, list(by_path), settings.timeout_s):
             delivery = by_path.pop(result.path)

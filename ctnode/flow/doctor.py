@@ -12,8 +12,11 @@ from typing import Final
 from ctnode.archive import invariants
 from ctnode.archive.database import Database, journal_mode
 from ctnode.archive.layout import Layout
+from ctnode.archive.suspect import marked
 from ctnode.config import Config
 from ctnode.ops.role import read_reports
+from ctnode.wire.certificates import WARN_DAYS, client_context, read_material
+from ctnode.words import CtnodeError
 
 SHOWN: Final = 20
 STALE_S: Final = 10.0
@@ -39,7 +42,7 @@ class Finding:
 def examine(config: Config) -> tuple[Finding, ...]:
     """Look at everything; reads only."""
     layout = Layout(config.root, config.results)
-    return (*_environment(layout), *_decoders(), *_node(config, layout))
+    return (*_environment(layout), *_decoders(), *_certificates(config), *_node(config, layout))
 
 
 def _environment(layout: Layout) -> Iterator[Finding]:
@@ -81,6 +84,25 @@ def _decoders() -> Iterator[Finding]:
             yield Finding(f"decoder of {syntaxes}", module, is_good=True)
 
 
+def _certificates(config: Config) -> Iterator[Finding]:
+    if config.tls.certificate:
+        try:
+            days = read_material(config.tls).days_left()
+        except CtnodeError as error:
+            yield Finding("certificate", error.message, is_good=False, hint=error.hint)
+        else:
+            found = f"{days:.0f} days left" if days > 0 else f"expired {-days:.0f} days ago"
+            yield Finding(
+                "certificate", found, days >= WARN_DAYS, "put a new one in its place, then reload with SIGHUP"
+            )
+    for target in config.targets:
+        try:
+            if target.tls:
+                client_context(target)
+        except CtnodeError as error:
+            yield Finding(f"TLS to {target.name}", error.message, is_good=False, hint=error.hint)
+
+
 def _node(config: Config, layout: Layout) -> Iterator[Finding]:
     if not layout.database.is_file():
         yield Finding("node", f"none at {config.root}", is_good=False, hint="start one with `ctnode run`")
@@ -93,6 +115,11 @@ def _node(config: Config, layout: Layout) -> Iterator[Finding]:
     )  # fmt: skip
     is_inode_poor = bool(room.f_files) and room.f_favail < config.storage.reserve_inodes
     yield Finding("free inodes", str(room.f_favail), not is_inode_poor, "free inodes: new associations are refused")
+    distrust = marked(layout.run)
+    yield Finding(
+        "trust in the storage", distrust or "no sync has failed", not distrust,
+        "look at the disk and the kernel's log; a restart of the receiver writes, syncs and reads back a probe",
+    )  # fmt: skip
     roles = read_reports(layout.run)
     running = " ".join(sorted(role.role for role in roles)) or "none"
     yield Finding("roles", running, bool(roles), "start the node with `ctnode run`")

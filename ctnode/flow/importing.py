@@ -25,9 +25,11 @@ from typing import Final
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.elements import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, ShortBuffer
 from ctnode.archive.header import Uids, read_meta, read_uids
+from ctnode.archive.incoming import HEAD_BYTES
 from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened
-from ctnode.archive.spool import HEAD_BYTES, Journal, Spool
+from ctnode.archive.spool import Journal, Spool
+from ctnode.archive.suspect import mark
 from ctnode.flow.unpack import is_part10
 from ctnode.ops.durable import fsync_directory
 from ctnode.words import BadInstance, StorageError
@@ -72,9 +74,10 @@ def import_paths(layout: Layout, paths: Iterable[Path], *, door: str) -> Iterato
         If the storage takes no more; what was yielded before is kept.
     """
     address = f"file:{door}"
+    spool = Spool(layout.incoming, on_suspect=lambda reason: mark(layout.run, reason))
     with (
         closing(Doorbell(layout.run)) as bell,
-        Spool(layout.incoming).open_association(Opened(door, "", "", address, address)) as journal,
+        spool.open_association(Opened(door, "", "", address, address)) as journal,
     ):
         for path in paths:
             for file in _walk(path):

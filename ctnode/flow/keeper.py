@@ -12,9 +12,10 @@ from typing import Final
 import structlog
 
 from ctnode.archive import catalog, revisions
+from ctnode.archive.associations import Association
 from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import open_doorbell
-from ctnode.archive.index import Association, Index
+from ctnode.archive.index import Index
 from ctnode.archive.layout import Layout
 from ctnode.archive.settle import Scan, Settler
 from ctnode.config import Config
@@ -27,8 +28,8 @@ from ctnode.ops.role import Role
 from ctnode.wire.peers import CachedResolver, find_peer
 
 IDLE_SCAN_S: Final = 1.0
-# Arrivals ring one by one; a short pause lets them be settled in one transaction.
-GATHER_S: Final = 0.02
+# Arrivals ring one by one; a short pause lets them be settled in one transaction, whose syncs the receivers feel.
+GATHER_S: Final = 0.1
 RETRY_S: Final = 1.0
 NETWORK: Final = "network"
 
@@ -74,6 +75,9 @@ class Keeper:
     def _quiet_s(self, association: Association, revision: int) -> float:
         peer = None
         if association.door == NETWORK:
+            # A journal of an older version names no peer; then title and address decide as they did at the door.
+            peer = next((known for known in self.config.peers if known.name == association.peer), None)
+        if association.door == NETWORK and peer is None:
             host = association.peer_address.rpartition(":")[0].strip("[]")
             peer = find_peer(association.calling_ae, host, self.config.peers, self._resolver)
         return quiet_seconds(self.config, peer, association.called_ae, revision)

@@ -10,13 +10,27 @@ from pathlib import Path
 from ctnode.words import Unavailable
 
 _CRASH_VARIABLE = "CTNODE_TEST_CRASH"
+# The negative control of the power-cut tests: without syncs they have to lose what was acknowledged.
+_NO_SYNC = os.environ.get("CTNODE_TEST_NOSYNC") == "1"
+
+
+def sync(descriptor: int) -> None:
+    """Make a file or a directory durable; an error may not be answered with a second try."""
+    if not _NO_SYNC:
+        os.fsync(descriptor)
+
+
+def sync_data(descriptor: int) -> None:
+    """Make the content of a file durable, without its times; an error may not be answered with a second try."""
+    if not _NO_SYNC:
+        os.fdatasync(descriptor)
 
 
 def fsync_directory(directory: Path | str) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 

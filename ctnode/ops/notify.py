@@ -8,6 +8,8 @@ import time
 from typing import Final
 
 PATIENCE_S: Final = 1.0
+# sd_listen_fds(3): SD_LISTEN_FDS_START.
+FIRST_HANDED: Final = 3
 
 
 def notify(*lines: str, patience_s: float = PATIENCE_S) -> None:
@@ -34,14 +36,20 @@ def notify_reloading() -> None:
     notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
-def adopt_socket() -> socket.socket | None:
-    """Return the listening socket that the service manager handed over (sd_listen_fds(3)), if any.
+def adopt_sockets() -> dict[str, socket.socket]:
+    """Return the listening sockets that the service manager handed over (sd_listen_fds(3)), by their names.
 
-    It was handed to this process or to the supervisor that started it.
+    They were handed to this process or to the supervisor that started it. Of several with one name the first is taken.
     """
     owners = {str(os.getpid()), str(os.getppid())}
-    if os.environ.get("LISTEN_PID") not in owners or int(os.environ.get("LISTEN_FDS", "0")) < 1:
-        return None
-    adopted = socket.socket(fileno=3)
-    adopted.set_inheritable(False)
+    if os.environ.get("LISTEN_PID") not in owners:
+        return {}
+    handed = range(FIRST_HANDED, FIRST_HANDED + int(os.environ.get("LISTEN_FDS", "0")))
+    names = [name for name in os.environ.get("LISTEN_FDNAMES", "").split(":") if name]
+    adopted: dict[str, socket.socket] = {}
+    for number, descriptor in enumerate(handed):
+        name = names[number] if number < len(names) else "unknown"
+        if name not in adopted:
+            adopted[name] = socket.socket(fileno=descriptor)
+            adopted[name].set_inheritable(False)
     return adopted

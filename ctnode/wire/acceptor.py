@@ -1,4 +1,4 @@
-"""The ``receive`` role: owns the listening socket and passes accepted connections to receiver children.
+"""The ``receive`` role: owns the listening sockets and passes accepted connections to receiver children.
 
 One process accepts, so that the limit counts over all of them, and so that a child that dies takes neither the port nor
 the connections of the others with it.
@@ -13,19 +13,22 @@ from collections.abc import Callable
 from typing import Final
 
 from ctnode.archive.layout import Layout
+from ctnode.archive.rejections import Rejections
 from ctnode.archive.spool import Spool
+from ctnode.archive.suspect import clear_by_probe, marked
 from ctnode.config import Config
 from ctnode.ops import durable, log
 from ctnode.ops.role import Role
 from ctnode.wire import channel
-from ctnode.wire.children import RESTART_WAIT_S, Child, Totals
-from ctnode.wire.listener import open_listener
+from ctnode.wire.certificates import Material, read_material
+from ctnode.wire.children import RESTART_WAIT_S, Child, Settings, Totals
+from ctnode.wire.listener import Listener, open_listeners
+from ctnode.wire.peers import parse_address
+from ctnode.wire.places import Places
 from ctnode.wire.receiver import ORPHAN_DRAIN_S, allow_descriptors
-from ctnode.words import CtnodeError, ExitCode, StorageError
+from ctnode.words import ConfigError, CtnodeError, ExitCode, StorageError
 
 LOCK_NAME: Final = "receive.lock"
-# Peers over the limit are told so, up to here; beyond, closing the connection costs less than an answer.
-REJECTED_AT_ONCE: Final = 64
 _ACCEPTED_AT_ONCE: Final = 64
 _TICK_S: Final = 1.0
 # What a child needs after its drain: to abort what is left, write it down, and end.
@@ -52,18 +55,20 @@ def receive(config: Config, role: Role, reload: Callable[[], Config] | None = No
     Raises
     ------
     ConfigError
-        If the node may be reached by others and nothing says who may send.
+        If the node may be reached by others and nothing says who may send, or the files of ``[tls]`` cannot be used.
     Unavailable
         If another process receives for this root, or the port is taken.
     """
     layout = Layout(config.root, config.results)
     held = durable.lock(layout.run / LOCK_NAME, owner="receiver")
     try:
-        listener = open_listener(config)
+        material = read_material(config.tls) if config.tls.certificate else None
+        listeners = open_listeners(config)
         try:
-            return _Acceptor(config, role, layout, listener, reload).run()
+            return _Acceptor(config, role, layout, listeners, material, reload).run()
         finally:
-            listener.close()
+            for listener in listeners:
+                listener.socket.close()
     finally:
         os.close(held)
 
@@ -76,14 +81,19 @@ class _Acceptor:
         config: Config,
         role: Role,
         layout: Layout,
-        listener: socket.socket,
+        listeners: tuple[Listener, ...],
+        material: Material | None,
         reload: Callable[[], Config] | None,
     ) -> None:
         self._config = config
         self._role = role
-        self._listener = listener
+        self._listeners = {listener.socket.fileno(): listener for listener in listeners}
         self._reload = reload
-        self._listening_address = str(listener.getsockname()[0])
+        self._material = material
+        self._plain = next(listener for listener in listeners if not listener.is_tls)
+        self._secured = next((listener for listener in listeners if listener.is_tls), None)
+        self._places = Places()
+        self._rejections = Rejections(layout.rejections)
         self._spool = Spool(layout.incoming)
         self._children: list[Child] = []
         self._totals = Totals()
@@ -93,13 +103,19 @@ class _Acceptor:
         self._next_tick_s = 0.0
         self._paused_until_s = 0.0
         self._storage_fault = ""
+        self._run_directory = layout.run
+        # Once set it stays until this process ends: nobody knows what a disk holds whose sync failed.
+        self._suspect = clear_by_probe(layout)
 
     def run(self) -> int:
         """Accept until stopped, then drain."""
         allow_descriptors()
         self._take_config()
+        self._check_storage()
         role = self._role
-        role.report(port=self._listener.getsockname()[1], address=self._listening_address)
+        role.report(port=self._plain.port, address=self._plain.address)
+        if self._secured is not None:
+            role.report(tls_port=self._secured.port, tls_address=self._secured.address)
         for _ in range(self._config.receiver.processes):
             self._start_child()
         self._report()
@@ -120,28 +136,35 @@ class _Acceptor:
             self._next_tick_s = time.monotonic() + _TICK_S
             self._check_storage()
             self._restore_children()
-        if self._listener.fileno() in ready:
-            self._accept()
-        self._watch_listener()
+            self._rejections.flush()
+        # Judged anew before anybody is let in: the child that would serve may just have died.
+        self._watch_listeners()
+        for descriptor in self._listeners.keys() & ready if self._accepting else ():
+            self._accept(self._listeners[descriptor])
         self._report()
 
     # ------------------------------------------------------------------------------------------- connections
 
-    def _watch_listener(self) -> None:
+    def _watch_listeners(self) -> None:
         """Accept only while somebody serves; until then connections wait in the backlog."""
         wanted = any(child.is_ready for child in self._children) and time.monotonic() >= self._paused_until_s
         if wanted and not self._accepting:
-            self._role.watch(self._listener.fileno())
+            for descriptor in self._listeners:
+                self._role.watch(descriptor)
             if self._role.state == "starting":
                 self._role.ready()
         elif self._accepting and not wanted:
-            self._role.unwatch(self._listener.fileno())
+            self._unwatch_listeners()
         self._accepting = wanted
 
-    def _accept(self) -> None:
+    def _unwatch_listeners(self) -> None:
+        for descriptor in self._listeners:
+            self._role.unwatch(descriptor)
+
+    def _accept(self, listener: Listener) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
-                connection, _address = self._listener.accept()
+                connection, address = listener.socket.accept()
             except BlockingIOError:
                 return
             except ConnectionError:
@@ -153,37 +176,52 @@ class _Acceptor:
                 self._paused_until_s = time.monotonic() + _TICK_S
                 return
             with connection:
-                self._pass_on(connection)
+                self._pass_on(connection, str(parse_address(address[0])), is_tls=listener.is_tls)
 
-    def _pass_on(self, connection: socket.socket) -> None:
-        open_now = sum(child.open for child in self._children)
-        limit = self._config.receiver.max_associations
+    def _pass_on(self, connection: socket.socket, address: str, *, is_tls: bool) -> None:
+        limits = self._config.receiver
         self._total += 1
-        if open_now >= limit:
+        place = self._places.take(address, limit=limits.max_associations, per_address=limits.max_per_address)
+        if place is None or place.over_limit:
             self._refused += 1
-            if open_now >= limit + REJECTED_AT_ONCE:
-                return
-        ready = sorted((child for child in self._children if child.is_ready), key=lambda child: child.open)
-        if not any(child.give(connection, over_limit=open_now >= limit) for child in ready):
+        if place is None:
+            return
+        ready = sorted((child for child in self._children if child.is_ready), key=lambda child: len(child.places))
+        if not any(child.give(connection, place, is_tls=is_tls) for child in ready):
+            self._places.give_back(place.number)
             self._refused += 1
             log.get().warning("no receiver takes connections", count=len(self._children))
 
     # ---------------------------------------------------------------------------------------------- children
 
     def _start_child(self) -> None:
-        child = Child(self._config, self._listening_address)
+        child = Child(self._settings())
         if self._storage_fault:
-            channel.send(child.end, "storage", fault=self._storage_fault)
+            channel.send(child.end, "storage", fault=self._storage_fault, suspect=self._suspect)
         self._children.append(child)
         self._role.watch(child.end.fileno())
 
     def _hear(self, child: Child) -> None:
-        if child.take_messages():
+        if self._take_messages(child):
             return
         self._bury(child)
         log.get().error("receiver died", exit_code=child.process.returncode)
 
+    def _take_messages(self, child: Child) -> bool:
+        is_there = child.take_messages()
+        for number, rejected in child.ended:
+            self._places.give_back(number)
+            if rejected:
+                self._rejections.add(rejected)
+        child.ended.clear()
+        if child.suspect and not self._suspect:
+            self._suspect = child.suspect
+            self._check_storage()
+        return is_there
+
     def _bury(self, child: Child) -> None:
+        for number in child.places:
+            self._places.give_back(number)
         self._role.unwatch(child.end.fileno())
         child.end.close()
         child.end_process()
@@ -202,9 +240,11 @@ class _Acceptor:
     # --------------------------------------------------------------------------------------------- condition
 
     def _check_storage(self) -> None:
+        # The mark may be another role's, which keeps what comes by other doors.
+        self._suspect = self._suspect or marked(self._run_directory)
         try:
-            self._spool.check_room()
-            fault = ""
+            if not (fault := self._suspect):
+                self._spool.check_room()
         except StorageError as error:
             fault = error.message
         if fault == self._storage_fault:
@@ -215,7 +255,7 @@ class _Acceptor:
         else:
             log.get().info("storage takes instances again")
         for child in self._children:
-            channel.send(child.end, "storage", fault=fault)
+            channel.send(child.end, "storage", fault=fault, suspect=self._suspect)
 
     def _do_reload(self) -> None:
         if self._reload is None:
@@ -226,8 +266,24 @@ class _Acceptor:
             log.get().error("configuration not reloaded", error=error.message, hint=error.hint)
             return
         self._take_config()
+        self._renew_certificate()
         for child in self._children:
-            child.configure(self._config, self._listening_address)
+            child.configure(self._settings())
+
+    def _renew_certificate(self) -> None:
+        """Read the files of ``[tls]`` anew; what cannot be used changes nothing."""
+        if self._material is None:
+            return
+        try:
+            self._material = read_material(self._config.tls)
+        except ConfigError as error:
+            log.get().error("certificate not reloaded", error=error.message, hint=error.hint)
+            return
+        log.get().info("certificate reloaded", count=round(self._material.days_left()))
+
+    def _settings(self) -> Settings:
+        secured = self._secured.address if self._secured is not None else ""
+        return Settings(self._config, self._plain.address, secured, self._material)
 
     def _take_config(self) -> None:
         self._role.config_digest = self._config.digest()
@@ -237,11 +293,12 @@ class _Acceptor:
     def _report(self) -> None:
         self._role.report(
             associations={
-                "open": sum(child.open for child in self._children),
+                "open": len(self._places),
                 "total": self._total,
                 "refused": self._refused,
             },
             storage=self._storage_fault or "ok",
+            certificate_days=round(self._material.days_left(), 1) if self._material is not None else None,
             receivers=[child.pid for child in self._children],
             **self._totals.over(self._children),
         )
@@ -252,9 +309,10 @@ class _Acceptor:
         """Stop accepting, let open associations finish, see every child end."""
         role = self._role
         if self._accepting:
-            role.unwatch(self._listener.fileno())
+            self._unwatch_listeners()
             self._accepting = False
-        self._listener.close()
+        for listener in self._listeners.values():
+            listener.socket.close()
         role.draining()
         seconds = ORPHAN_DRAIN_S if role.orphaned else self._config.node.drain_s
         for child in self._children:
@@ -263,11 +321,12 @@ class _Acceptor:
         while self._children and time.monotonic() < deadline_s:
             ready = role.wait(_TICK_S)
             for child in [child for child in self._children if child.end.fileno() in ready]:
-                if not child.take_messages():
+                if not self._take_messages(child):
                     self._bury(child)
             self._report()
         for child in tuple(self._children):
             log.get().error("receiver did not end", pid=child.pid)
             self._bury(child)
+        self._rejections.flush(is_last=True)
         self._report()
         role.write_report()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -9,10 +10,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ctnode.config import Config
 from ctnode.wire import channel
+from ctnode.wire.certificates import Material
+from ctnode.wire.channel import Message
+from ctnode.wire.places import Place
+from ctnode.words import Unavailable
 
 RESTART_WAIT_S: Final = 1.0
 _LAST_BREATH_S: Final = 1.0
@@ -20,13 +26,54 @@ _LAST_BREATH_S: Final = 1.0
 _NOT_INHERITED: Final = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a receiver child has to know; it reads no file of its own."""
+
+    config: Config
+    listening_address: str
+    tls_listening_address: str = ""
+    material: Material | None = None
+
+    def as_text(self) -> str:
+        """Return the settings as JSON."""
+        return json.dumps(
+            {
+                "config": self.config.model_dump_json(),
+                "listening_address": self.listening_address,
+                "tls_listening_address": self.tls_listening_address,
+                "material": self.material.as_json() if self.material is not None else None,
+            }
+        )
+
+    @classmethod
+    def read(cls, message: Message) -> Settings:
+        """Take the settings out of a message.
+
+        Raises
+        ------
+        Unavailable
+            If there are none in it.
+        """
+        if not message.descriptors:
+            raise Unavailable("the acceptor sent no settings")
+        values = json.loads(channel.read_memory_file(message.descriptors[0]))
+        material = values.pop("material")
+        config = Config.model_validate_json(values.pop("config"))
+        return cls(config, material=Material(**material) if material else None, **values)
+
+
 class Child:
     """One receiver process and its channel."""
 
-    def __init__(self, config: Config, listening_address: str) -> None:
-        self.open = 0
+    def __init__(self, settings: Settings) -> None:
+        # The numbers of the places whose connections it has, and what became of those that are over.
+        self.places: set[int] = set()
+        self.ended: list[tuple[int, Mapping[str, str] | None]] = []
         self.is_ready = False
         self.counters: Mapping[str, Any] = {}
+        # Why this child does not trust the storage any more.
+        self.suspect = ""
         self.started_s = time.monotonic()
         self.end, theirs = channel.make_channel()
         environment = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
@@ -37,25 +84,33 @@ class Child:
             )
         # A child that does not read must not hold the acceptor up.
         self.end.setblocking(False)
-        self.configure(config, listening_address)
+        self.configure(settings)
 
     @property
     def pid(self) -> int:
         """Return the process id."""
         return self.process.pid
 
-    def configure(self, config: Config, listening_address: str) -> None:
-        """Send a configuration."""
-        memory = channel.as_memory_file(config.model_dump_json())
+    def configure(self, settings: Settings) -> None:
+        """Send settings."""
+        memory = channel.as_memory_file(settings.as_text())
         try:
-            channel.send(self.end, "config", descriptors=(memory,), listening_address=listening_address)
+            channel.send(self.end, "config", descriptors=(memory,))
         finally:
             os.close(memory)
 
-    def give(self, connection: socket.socket, *, over_limit: bool) -> bool:
+    def give(self, connection: socket.socket, place: Place, *, is_tls: bool) -> bool:
         """Hand a connection over; False if the child does not take it."""
-        taken = channel.send(self.end, "connection", descriptors=(connection.fileno(),), over_limit=over_limit)
-        self.open += taken
+        taken = channel.send(
+            self.end,
+            "connection",
+            descriptors=(connection.fileno(),),
+            place=place.number,
+            over_limit=place.over_limit,
+            is_tls=is_tls,
+        )
+        if taken:
+            self.places.add(place.number)
         return taken
 
     def end_process(self) -> None:
@@ -78,8 +133,12 @@ class Child:
             message.close()
             if message.what == "ready":
                 self.is_ready = True
+            elif message.what == "suspect":
+                self.suspect = str(message.fields["reason"])
             elif message.what == "ended":
-                self.open -= 1
+                number = int(message.fields["place"])
+                self.places.discard(number)
+                self.ended.append((number, message.fields["rejected"]))
             self.counters = message.fields.get("counters", self.counters)
 
 
@@ -101,11 +160,14 @@ class Totals:
 def _sum(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     instances: Counter[str] = Counter()
     ended: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
     for part in parts:
         instances.update(part.get("instances", {}))
         ended.update(part.get("ended", {}))
+        cut.update(part.get("cut", {}))
     return {
         "instances": dict(sorted(instances.items())),
         "ended": dict(sorted(ended.items())),
+        "cut": dict(sorted(cut.items())),
         "bytes": sum(int(part.get("bytes", 0)) for part in parts),
     }

@@ -36,8 +36,38 @@ _SHORT: Final = struct.Struct("<H")
 _LONG: Final = struct.Struct("<L")
 
 
+# Reasons of an A-ABORT of the service provider (PS3.8 Table 9-26).
+NOT_SPECIFIED: Final = 0
+UNRECOGNIZED_PDU: Final = 1
+UNEXPECTED_PDU: Final = 2
+INVALID_PARAMETER: Final = 6
+
+
 class Malformed(Exception):
-    """Bytes from the peer that no association survives: it cannot be told where the next message begins."""
+    """Bytes from the peer that no association survives: it cannot be told where the next message begins.
+
+    Parameters
+    ----------
+    why
+        For the log.
+    reason
+        For the A-ABORT (PS3.8 Table 9-26).
+    cause
+        The counter that it counts under.
+    """
+
+    def __init__(self, why: str, *, reason: int = INVALID_PARAMETER, cause: str = "malformed") -> None:
+        super().__init__(why)
+        self.why = why
+        self.reason = reason
+        self.cause = cause
+
+
+class TooMuch(Malformed):
+    """The peer goes on sending what was refused already."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, reason=NOT_SPECIFIED, cause="too much")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Final
 
+from pydicom.uid import UID
 from pynetdicom.presentation import AllStoragePresentationContexts, PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -34,6 +35,10 @@ _BIG_ENDIAN: Final = ("1.2.840.10008.1.2.2",)
 STORAGE_SYNTAXES: Final = _UNCOMPRESSED + _LOSSLESS + _LOSSY + _BIG_ENDIAN
 VERIFICATION_SYNTAXES: Final = _UNCOMPRESSED
 
+# PS3.8 Table 9-18: transfer-syntaxes-not-supported.
+_NO_TRANSFER_SYNTAX: Final = 4
+_SYNTAXES_SHOWN: Final = 8
+
 Supported = Mapping[str, PresentationContext]
 
 
@@ -51,7 +56,30 @@ def supported_contexts() -> Supported:
     return MappingProxyType(contexts)
 
 
-def needed_contexts(supported: Supported, proposed: Iterable[PresentationContext]) -> list[PresentationContext]:
-    """Return those of ``supported`` that a peer proposed, each once."""
+def needed_contexts(
+    supported: Supported, proposed: Iterable[PresentationContext], allow: Callable[[str], bool]
+) -> list[PresentationContext]:
+    """Return those of ``supported`` that a peer proposed and may have, each once."""
     wanted = dict.fromkeys(str(context.abstract_syntax) for context in proposed)
-    return [supported[uid] for uid in wanted if uid in supported]
+    return [supported[uid] for uid in wanted if uid in supported and allow(uid)]
+
+
+def refusals(
+    supported: Supported, proposed: Iterable[PresentationContext], refused: Collection[PresentationContext]
+) -> tuple[tuple[str, str], ...]:
+    """Return abstract syntax and reason, in words, of the contexts that a peer did not get."""
+    syntaxes = {context.context_id: context.transfer_syntax for context in proposed}
+    return tuple(
+        (str(context.abstract_syntax), _why(supported, context, syntaxes.get(context.context_id, [])))
+        for context in refused
+    )
+
+
+def _why(supported: Supported, context: PresentationContext, proposed: Sequence[UID]) -> str:
+    if context.result == _NO_TRANSFER_SYNTAX:
+        shown = ", ".join(str(syntax) for syntax in proposed[:_SYNTAXES_SHOWN])
+        more = f" and {len(proposed) - _SYNTAXES_SHOWN} more" if len(proposed) > _SYNTAXES_SHOWN else ""
+        return f"no transfer syntax in common: {shown}{more}"
+    if str(context.abstract_syntax) in supported:
+        return "not allowed to this peer"
+    return "SOP class not supported"

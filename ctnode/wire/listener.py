@@ -1,39 +1,78 @@
-"""The listening socket: bound here or handed over by the service manager."""
+"""The listening sockets: bound here or handed over by the service manager."""
 
 from __future__ import annotations
 
 import errno
 import socket
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ctnode.config import Config
-from ctnode.ops.notify import adopt_socket
+from ctnode.ops.notify import adopt_sockets
 from ctnode.wire.peers import require_policy
 from ctnode.words import ConfigError, Unavailable
 
 BACKLOG: Final = 512
+TLS_NAME: Final = "tls"
 
 
-def open_listener(config: Config) -> socket.socket:
-    """Return the non-blocking listening socket, allowed to be where it is.
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One listening socket."""
+
+    socket: socket.socket
+    is_tls: bool
+
+    @property
+    def address(self) -> str:
+        """Return the address it is bound to."""
+        return str(self.socket.getsockname()[0])
+
+    @property
+    def port(self) -> int:
+        """Return the port it is bound to."""
+        return int(self.socket.getsockname()[1])
+
+
+def open_listeners(config: Config) -> tuple[Listener, ...]:
+    """Return the listening sockets, allowed to be where they are: the plain one, and one with TLS if wanted.
+
+    A socket of the service manager is one with TLS if its name says so (``FileDescriptorName=dicom-tls``).
 
     Raises
     ------
     ConfigError
-        If others can reach it and the configuration does not say who may send.
+        If others can reach one and the configuration does not say who may send.
     Unavailable
-        If the address cannot be listened on.
+        If an address cannot be listened on.
     """
-    listener = adopt_socket() or _bind(config.node.host, config.node.port)
+    listeners: list[Listener] = []
     try:
-        if listener.family not in (socket.AF_INET, socket.AF_INET6) or listener.type != socket.SOCK_STREAM:
-            raise ConfigError("the socket that was handed over is no TCP socket", hint="see ListenStream= of the unit")
-        require_policy(str(listener.getsockname()[0]), config)
-    except ConfigError:
-        listener.close()
+        for name, handed in adopt_sockets().items():
+            listeners.append(Listener(handed, is_tls=TLS_NAME in name))
+        kinds = {listener.is_tls for listener in listeners}
+        if False not in kinds:
+            listeners.append(Listener(_bind("node", config.node.host, config.node.port), is_tls=False))
+        if config.tls.certificate and True not in kinds:
+            host = config.tls.host or config.node.host
+            listeners.append(Listener(_bind("tls", host, config.tls.port), is_tls=True))
+        for listener in listeners:
+            _check(listener, config)
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
         raise
-    listener.setblocking(False)
-    return listener
+    return tuple(listeners)
+
+
+def _check(listener: Listener, config: Config) -> None:
+    bound = listener.socket
+    if bound.family not in (socket.AF_INET, socket.AF_INET6) or bound.type != socket.SOCK_STREAM:
+        raise ConfigError("the socket that was handed over is no TCP socket", hint="see ListenStream= of the unit")
+    if listener.is_tls and not config.tls.certificate:
+        raise ConfigError("a socket for TLS was handed over, and there is no tls.certificate")
+    require_policy(listener.address, config)
+    bound.setblocking(False)
 
 
 def listening_address(host: str) -> str:
@@ -54,7 +93,7 @@ def _resolve(host: str, port: int) -> tuple[Any, ...]:
         raise Unavailable(f"cannot listen on {host}: {error.strerror}", hint="check node.host") from None
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(section: str, host: str, port: int) -> socket.socket:
     family, kind, protocol, _name, address = _resolve(host, port)
     listener = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
     try:
@@ -63,13 +102,15 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise Unavailable(f"cannot listen on {host} port {port}: {error.strerror}", hint=_hint(error)) from None
+        raise Unavailable(
+            f"cannot listen on {host} port {port}: {error.strerror}", hint=_hint(error, section)
+        ) from None
     return listener
 
 
-def _hint(error: OSError) -> str:
+def _hint(error: OSError, section: str) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "another program holds the port; stop it, or set node.port (0 takes any free one)"
+        return f"another program holds the port; stop it, or set {section}.port (0 takes any free one)"
     if error.errno in (errno.EACCES, errno.EPERM):
         return "ports under 1024 need the socket unit of systemd or CAP_NET_BIND_SERVICE"
-    return "check node.host and node.port"
+    return f"check {section}.host and {section}.port"

@@ -6,7 +6,15 @@ import struct
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from ctnode.wire.command import C_STORE_RQ, COMMAND_LIMIT_BYTES, Command, Malformed, parse_command
+from ctnode.wire.command import (
+    C_STORE_RQ,
+    COMMAND_LIMIT_BYTES,
+    UNEXPECTED_PDU,
+    Command,
+    Malformed,
+    TooMuch,
+    parse_command,
+)
 
 # Requests that are no C-STORE carry lists of references at most; they are held in memory.
 FOREIGN_LIMIT_BYTES: Final = 16 << 20
@@ -14,10 +22,6 @@ FOREIGN_LIMIT_BYTES: Final = 16 << 20
 _PDV_HEADER: Final = struct.Struct(">LBB")
 _IS_COMMAND: Final = 1
 _IS_LAST: Final = 2
-
-
-class TooMuch(Exception):
-    """The peer goes on sending what was refused already."""
 
 
 class Store(Protocol):
@@ -101,7 +105,7 @@ class Assembler:
 
     def _take_command(self, fragment: memoryview, *, is_last: bool) -> None:
         if self._command is not None:
-            raise Malformed("a command inside the data set of another")
+            raise Malformed("a command inside the data set of another", reason=UNEXPECTED_PDU)
         if len(self._fragments) + len(fragment) > COMMAND_LIMIT_BYTES:
             raise Malformed("the command set is too long")
         self._fragments += fragment
@@ -121,7 +125,7 @@ class Assembler:
     def _take_data(self, fragment: memoryview, *, is_last: bool) -> None:
         command = self._command
         if command is None:
-            raise Malformed("data before a command")
+            raise Malformed("data before a command", reason=UNEXPECTED_PDU)
         if command.field == C_STORE_RQ:
             if fragment:
                 self._store.write(fragment)

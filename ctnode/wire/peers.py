@@ -1,6 +1,7 @@
-"""Who may open an association: a pure decision about titles and addresses (PS3.8 9.3.4, Table 9-21).
+"""Who may open an association, and what it may do: a pure decision about titles, addresses and certificates.
 
-An AE title is a name, not a proof. So a node that others can reach asks for title and address together.
+An AE title is a name, not a proof. So a node that others can reach asks for title and address together, and for the
+certificate where one is named (PS3.8 9.3.4, Table 9-21).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +26,8 @@ CONGESTION: Final = 1
 LOCAL_LIMIT: Final = 2
 
 _RESOLVED_FOR_S: Final = 60.0
+_VERIFICATION: Final = "1.2.840.10008.1.1"
+_MEGABYTE: Final = 1 << 20
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str], frozenset[Address]]
@@ -47,8 +50,27 @@ class Reject:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an association may do: the limits of its peer, else those of ``[receiver]``."""
+
+    services: tuple[str, ...]
+    sop_classes: tuple[str, ...]
+    max_associations: int | None
+    max_pdu_bytes: int
+    max_object_bytes: int
+    idle_timeout_s: float
+
+    def allow(self, abstract_syntax: str) -> bool:
+        """Return whether a presentation context may be accepted."""
+        if abstract_syntax == _VERIFICATION:
+            return "echo" in self.services
+        return "store" in self.services and (not self.sop_classes or abstract_syntax in self.sop_classes)
+
+
 CONGESTED: Final = Reject(TRANSIENT, BY_PRESENTATION, CONGESTION, "storage takes nothing")
 TOO_MANY: Final = Reject(TRANSIENT, BY_PRESENTATION, LOCAL_LIMIT, "too many associations")
+TOO_MANY_OF_PEER: Final = Reject(TRANSIENT, BY_PRESENTATION, LOCAL_LIMIT, "too many associations of this peer")
 
 
 def parse_address(text: str) -> Address:
@@ -123,12 +145,17 @@ def decide(
     listening_address: str,
     config: Config,
     resolve: Resolver,
+    certificate: Set[str] = frozenset(),
 ) -> Admit | Reject:
     """Decide whether an association is admitted.
 
-    Titles are compared without their padding and with their case (PS3.5 6.2).
+    Titles are compared without their padding and with their case (PS3.5 6.2). ``certificate`` holds the names in the
+    certificate that the peer proved to have.
     """
-    peer = find_peer(calling_ae.strip(), peer_address, config.peers, resolve)
+    peer = find_peer(calling_ae.strip(), peer_address, config.peers, resolve, certificate)
+    if peer is None and find_peer(calling_ae.strip(), peer_address, config.peers, resolve) is not None:
+        # Also where strangers are welcome: who calls by this name has to prove it.
+        return Reject(PERMANENT, BY_USER, CALLING_UNKNOWN, "the certificate is not that of the peer")
     if peer is None and not config.node.accept_unknown and not is_loopback(listening_address):
         return Reject(PERMANENT, BY_USER, CALLING_UNKNOWN, "calling AE title and address are in no peer")
     if config.node.called_ae_titles and called_ae.strip() not in config.node.called_ae_titles:
@@ -136,8 +163,19 @@ def decide(
     return Admit(peer.name if peer else None)
 
 
-def find_peer(calling_ae: str, peer_address: str, peers: tuple[Peer, ...], resolve: Resolver) -> Peer | None:
+def find_peer(
+    calling_ae: str,
+    peer_address: str,
+    peers: tuple[Peer, ...],
+    resolve: Resolver,
+    certificate: Set[str] | None = None,
+) -> Peer | None:
     """Return the peer of this AE title at this address; titles alone prove nothing.
+
+    Parameters
+    ----------
+    certificate
+        The names in the caller's certificate; None asks without regard to certificates.
 
     Raises
     ------
@@ -145,8 +183,32 @@ def find_peer(calling_ae: str, peer_address: str, peers: tuple[Peer, ...], resol
         If ``peer_address`` is no address.
     """
     address = parse_address(peer_address)
-    candidates = (peer for peer in peers if peer.ae_title == calling_ae)
-    return next((peer for peer in candidates if _is_at(address, peer.host, resolve)), None)
+    return next(
+        (
+            peer
+            for peer in peers
+            if peer.ae_title == calling_ae
+            and (certificate is None or not peer.certificate or peer.certificate in certificate)
+            and _is_at(address, peer.host, resolve)
+        ),
+        None,
+    )
+
+
+def terms_of(peer_name: str | None, config: Config) -> Terms:
+    """Return what an association of this peer may do; one of a stranger has the limits of ``[receiver]``."""
+    receiver = config.receiver
+    peer = next((peer for peer in config.peers if peer.name == peer_name), None)
+    if peer is None:
+        peer = Peer(name="unknown", ae_title="UNKNOWN", host="")
+    return Terms(
+        services=peer.services,
+        sop_classes=peer.sop_classes,
+        max_associations=peer.max_associations,
+        max_pdu_bytes=peer.max_pdu or receiver.max_pdu,
+        max_object_bytes=(peer.max_object_mb or receiver.max_object_mb) * _MEGABYTE,
+        idle_timeout_s=peer.idle_timeout_s or receiver.idle_timeout_s,
+    )
 
 
 def _is_at(address: Address, host: str, resolve: Resolver) -> bool:

@@ -30,22 +30,26 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.transport import AddressInformation
 
 from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
-from ctnode.wire.command import Command, Malformed, command_pdus, store_response
+from ctnode.wire.command import Command, Malformed, TooMuch, command_pdus, store_response
 from ctnode.wire.contexts import Supported, needed_contexts
-from ctnode.wire.messages import Assembler, Store, TooMuch
-from ctnode.wire.peers import CONGESTED, Reject
+from ctnode.wire.messages import Assembler, Store
+from ctnode.wire.peers import CONGESTED, Reject, Terms
 from ctnode.wire.stream import Stream
 from ctnode.wire.upper import ARTIM_EXPIRED, CLOSING, TRANSPORT_CLOSED, SyncDul, SyncSocket
 from ctnode.words import StorageError
 
 WAITING_REQUESTS: Final = 32
 LINGER_S: Final = 5.0
+# Length, context and control of a PDV: a peer that takes no more than these cannot be obeyed.
+PDV_OVERHEAD_BYTES: Final = 6
 
 
 class Session(Store, Protocol):
     """What the services of the node do for one association."""
 
-    how: str
+    @property
+    def terms(self) -> Terms:
+        """Return what an admitted association may do."""
 
     def admit(self, calling_ae: str, called_ae: str) -> Reject | None:
         """Decide on the association; None is a yes."""
@@ -53,8 +57,8 @@ class Session(Store, Protocol):
     def open(self, association: SyncAssociation) -> None:
         """Write down what was negotiated, before it is answered; raises StorageError if that cannot be kept."""
 
-    def close(self, how: str) -> None:
-        """Write down how it ended; the first call counts."""
+    def close(self, how: str, cause: str = "", why: str = "") -> None:
+        """Write down how it ended, and what the peer was cut for; the first call counts."""
 
 
 class SyncDimse(DIMSEServiceProvider):
@@ -64,6 +68,12 @@ class SyncDimse(DIMSEServiceProvider):
         super().__init__(assoc)
         self.requests: deque[tuple[int, Any]] = deque()
         self._sending = threading.Lock()
+
+    @property
+    def maximum_pdu_size(self) -> int:
+        """Return what the peer takes in one PDU; 0, no limit, where it names none or less than any PDV needs."""
+        limit = self.assoc.requestor.maximum_length or 0
+        return limit if limit > PDV_OVERHEAD_BYTES else 0
 
     def take_fragment(self, context_id: int, data: bytes) -> None:
         """Take a fragment of a message that is no C-STORE request."""
@@ -153,7 +163,9 @@ class SyncAssociation(Association):
         What the node does with it.
     supported
         Presentation contexts by abstract syntax.
-    max_pdu_bytes, request_timeout_s, idle_timeout_s
+    peer_name, own_name
+        The addresses of its two ends.
+    max_pdu_bytes, request_timeout_s, idle_timeout_s, pdu_timeout_s
         As configured for the receiver.
     """
 
@@ -164,18 +176,21 @@ class SyncAssociation(Association):
         session: Session,
         supported: Supported,
         *,
+        peer_name: Any,
+        own_name: Any,
         max_pdu_bytes: int,
         request_timeout_s: float,
         idle_timeout_s: float,
+        pdu_timeout_s: float,
     ) -> None:
         super().__init__(ae, "acceptor")
         self.session = session
         self.stream = stream
-        self._supported = supported
+        self.supported = supported
         self._request_timeout_s = request_timeout_s
         self._drain_wanted = False
         self.acse: SyncAcse = SyncAcse(self)
-        self.dul: SyncDul = SyncDul(self, stream, max_pdu_bytes, idle_timeout_s)
+        self.dul: SyncDul = SyncDul(self, stream, max_pdu_bytes, idle_timeout_s, pdu_timeout_s)
         self.dimse: SyncDimse = SyncDimse(self)
         self.dul.assembler = Assembler(
             session, lambda number: number in self._accepted_cx, self.dimse.answer_store, self.dimse.take_fragment
@@ -190,8 +205,8 @@ class SyncAssociation(Association):
         self.acceptor.ae_title = ae.ae_title
         self.acceptor.implementation_class_uid = IMPLEMENTATION_CLASS_UID  # type: ignore[assignment]
         self.acceptor.implementation_version_name = IMPLEMENTATION_VERSION
-        self.acceptor.address_info = _address(stream.connection.getsockname())
-        self.requestor.address_info = _address(stream.connection.getpeername())
+        self.acceptor.address_info = _address(own_name)
+        self.requestor.address_info = _address(peer_name)
 
     def _bind_defaults(self) -> None:
         self._handlers.update(_DEFAULT_HANDLERS)
@@ -210,7 +225,7 @@ class SyncAssociation(Association):
                 self._run_reactor()
         finally:
             # What has begun and not ended is discarded before the end is written down.
-            self.session.close("lost")
+            self.session.close("lost", self.dul.cause, self.dul.why)
             if self.dul.state_machine.current_state == CLOSING:
                 self.stream.linger(time.monotonic() + LINGER_S)
                 self.dul.cut(TRANSPORT_CLOSED)
@@ -220,19 +235,25 @@ class SyncAssociation(Association):
         request = self.dul.receive_pdu(wait=True, timeout=self._request_timeout_s)
         if not isinstance(request, A_ASSOCIATE):
             if not self.dul.is_over:
+                self.dul.blame_silence()
                 self.dul.cut(ARTIM_EXPIRED)
             return
         self.requestor.primitive = request
         rejection = self.session.admit(str(request.calling_ae_title), str(request.called_ae_title))
+        # What the head of the request asks for is judged whoever sends it.
+        rejection = self.dul.rejection or rejection
         if rejection is None:
             proposed = request.presentation_context_definition_list
-            self.acceptor._contexts = needed_contexts(self._supported, proposed)  # noqa: SLF001 - no copy, no lock
+            terms = self.session.terms
+            self.acceptor.maximum_length = terms.max_pdu_bytes
+            self.dul.agree(terms.max_pdu_bytes, terms.idle_timeout_s)
+            self.acceptor._contexts = needed_contexts(self.supported, proposed, terms.allow)  # noqa: SLF001 - no copy, no lock
             try:
                 self.acse.negotiate_association()
             except StorageError:
                 rejection = CONGESTED
         if rejection is not None:
-            self.session.close("rejected")
+            self.session.close("rejected", why=rejection.why)
             self.acse.send_reject(rejection.result, rejection.source, rejection.reason)
 
     def _run_reactor(self) -> None:
@@ -270,7 +291,7 @@ class SyncAssociation(Association):
 
     def _end(self, how: str) -> None:
         self.is_established = False
-        self.session.close(how)
+        self.session.close(how, self.dul.cause, self.dul.why)
 
 
 def _address(name: Any) -> AddressInformation:

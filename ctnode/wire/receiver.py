@@ -11,19 +11,22 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
 from ctnode.archive.spool import Spool
-from ctnode.config import Config
+from ctnode.archive.suspect import mark
 from ctnode.ops import log
 from ctnode.ops.role import Role, die_with_parent
 from ctnode.wire import channel
 from ctnode.wire.channel import Message
-from ctnode.wire.host import Host
-from ctnode.wire.services import Shared
-from ctnode.words import ExitCode, Unavailable
+from ctnode.wire.children import Settings
+from ctnode.wire.host import Ended, Host
+from ctnode.wire.places import Slots
+from ctnode.wire.shared import Shared
+from ctnode.words import ExitCode
 
 ROLE: Final = "receiver"
 ORPHAN_DRAIN_S: Final = 2.0
@@ -44,37 +47,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = channel.receive(control)
     if first is None or first.what != "config":
         return int(ExitCode.UNAVAILABLE)
-    config = _read_config(first)
+    settings = Settings.read(first)
+    config = settings.config
     log.configure(config.log, role=ROLE)
     layout = Layout(config.root, config.results)
     with Role(ROLE, layout.run, config.digest()) as role:
-        return _Receiver(role, control, config, layout, str(first.fields["listening_address"])).run()
+        shared = Shared(config, "", Spool(layout.incoming), Doorbell(layout.run), slots=Slots(layout.run))
+        _take_settings(shared, settings)
+        return _Receiver(role, control, shared, layout.run).run()
 
 
 def allow_descriptors() -> None:
-    """Raise the soft limit of open files to the hard one: an association holds four of them."""
+    """Raise the soft limit of open files to the hard one: an association holds five of them."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _read_config(message: Message) -> Config:
-    if not message.descriptors:
-        raise Unavailable("the acceptor sent no configuration")
-    return Config.model_validate_json(channel.read_memory_file(message.descriptors[0]))
+def _take_settings(shared: Shared, settings: Settings) -> None:
+    shared.apply(settings.config)
+    shared.listening_address = settings.listening_address
+    shared.tls_listening_address = settings.tls_listening_address
+    shared.tls_context = settings.material.server_context() if settings.material is not None else None
 
 
 class _Receiver:
     """The loop of the child: messages of the acceptor in, ended associations and counters out."""
 
-    def __init__(
-        self, role: Role, control: socket.socket, config: Config, layout: Layout, listening_address: str
-    ) -> None:
+    def __init__(self, role: Role, control: socket.socket, shared: Shared, run_directory: Path) -> None:
         self._role = role
         self._control = control
-        self._shared = Shared(config, listening_address, Spool(layout.incoming), Doorbell(layout.run))
-        self._shared.apply(config)
+        self._shared = shared
+        self._run_directory = run_directory
         self._host = Host(self._shared, on_ended=self._on_ended)
-        self._drain_s = config.node.drain_s
+        shared.spool.on_suspect = self._on_suspect
+        self._drain_s = shared.config.node.drain_s
         self._reported: dict[str, object] = {}
 
     def run(self) -> int:
@@ -101,6 +107,7 @@ class _Receiver:
             if time.monotonic() - began_s >= (ORPHAN_DRAIN_S if role.orphaned else self._drain_s):
                 break
         self._host.abort_all()
+        self._shared.knocks.tell(all_of_them=True)
         self._report()
 
     def _take_message(self) -> None:
@@ -112,13 +119,15 @@ class _Receiver:
         elif message.what == "connection":
             self._serve(message)
         elif message.what == "config":
-            config = _read_config(message)
-            self._shared.apply(config)
+            settings = Settings.read(message)
+            config = settings.config
+            _take_settings(self._shared, settings)
             self._drain_s = config.node.drain_s
             role.config_digest = config.digest()
             log.configure(config.log, role=ROLE)
         elif message.what == "storage":
             self._shared.storage_fault = str(message.fields["fault"])
+            self._shared.spool.suspect = self._shared.spool.suspect or str(message.fields["suspect"])
         elif message.what == "drain":
             self._drain_s = float(message.fields["seconds"])
             role.stopping = True
@@ -127,12 +136,31 @@ class _Receiver:
 
     def _serve(self, message: Message) -> None:
         for descriptor in message.descriptors:
-            self._host.serve(socket.socket(fileno=descriptor), over_limit=bool(message.fields["over_limit"]))
+            self._host.serve(
+                socket.socket(fileno=descriptor),
+                over_limit=bool(message.fields["over_limit"]),
+                is_tls=bool(message.fields["is_tls"]),
+                place=int(message.fields["place"]),
+            )
 
-    def _on_ended(self) -> None:
-        channel.send(self._control, "ended", counters=self._shared.tally.as_json())
+    def _on_ended(self, ended: Ended) -> None:
+        channel.send(
+            self._control,
+            "ended",
+            place=ended.place,
+            rejected=ended.rejected,
+            counters=self._shared.tally.as_json(),
+        )
+
+    def _on_suspect(self, reason: str) -> None:
+        """Tell everybody, from the thread that met the failure: this process, the acceptor, and who looks into run/."""
+        self._shared.storage_fault = reason
+        log.get().error("storage is suspect", error=reason)
+        mark(self._run_directory, reason)
+        channel.send(self._control, "suspect", reason=reason)
 
     def _report(self) -> None:
+        self._shared.knocks.tell()
         counters = self._shared.tally.as_json()
         self._role.report(open=len(self._host.associations), **counters)
         if counters != self._reported:

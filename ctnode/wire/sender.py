@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from ctnode.archive.header import Meta, read_meta
 from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from ctnode.config import Target
+from ctnode.wire.certificates import ClientContext, client_context
 from ctnode.wire.contexts import VERIFICATION_SYNTAXES
-from ctnode.words import BadInstance
+from ctnode.words import BadInstance, ConfigError
 
 # PS3.8 9.3.2.2: context IDs are the odd numbers of one byte.
 CONTEXTS_LIMIT: Final = 128
@@ -52,6 +55,13 @@ class Destination:
     ae_title: str
     host: str
     port: int
+    # How it is called with TLS; None is without.
+    tls: Target | None = None
+
+    @classmethod
+    def of(cls, target: Target) -> Destination:
+        """Return the destination of a ``[[targets]]`` entry."""
+        return cls(target.name, target.ae_title, target.host, target.port, target if target.tls else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,7 @@ def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoRes
     with _associated(
         destination, calling_ae, [build_context(Verification, list(VERIFICATION_SYNTAXES))], timeout_s
     ) as association:
-        if association is None or not association.is_established:
+        if isinstance(association, str) or not association.is_established:
             return EchoResult(ok=False, seconds=time.monotonic() - started_s, detail=_why_not(association))
         try:
             status = _status_of(association.send_c_echo())
@@ -134,7 +144,7 @@ def _send_batch(
     pairs = dict.fromkeys((meta.sop_class, meta.transfer_syntax) for _path, meta in batch)
     contexts = [build_context(sop_class, syntax) for sop_class, syntax in pairs]
     with _associated(destination, calling_ae, contexts, timeout_s) as association:
-        if association is None or not association.is_established:
+        if isinstance(association, str) or not association.is_established:
             why = _why_not(association)
             for path, _meta in batch:
                 yield SendResult(path, Outcome.RETRY, None, why)
@@ -184,12 +194,17 @@ def outcome_of(status: int) -> Outcome:
 @contextmanager
 def _associated(
     destination: Destination, calling_ae: str, contexts: list[PresentationContext], timeout_s: float
-) -> Iterator[Association | None]:
-    """Open an association that may not be established, and release it in the end; None for an unknown host."""
+) -> Iterator[Association | str]:
+    """Open an association that may not be established, and release it in the end; or say why there is none."""
     entity = ApplicationEntity(ae_title=calling_ae)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION
     entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
+    try:
+        tls = _tls_arguments(destination)
+    except ConfigError as error:
+        yield error.message
+        return
     try:
         association = entity.associate(
             destination.host,
@@ -197,16 +212,23 @@ def _associated(
             contexts=contexts,
             ae_title=destination.ae_title,
             evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once)],
+            tls_args=tls,
         )
     except OSError:
         # Only the look-up of the host raises; what fails later shows in the association.
-        yield None
+        yield "the host is not known"
         return
     try:
         yield association
     finally:
         if association.is_established:
             association.release()
+
+
+def _tls_arguments(destination: Destination) -> tuple[ssl.SSLContext, str] | None:
+    if destination.tls is None:
+        return None
+    return client_context(destination.tls), destination.tls.tls_name or destination.host
 
 
 def _send_at_once(event: evt.Event) -> None:
@@ -243,15 +265,18 @@ def _status_of(answer: Dataset) -> int | None:
     return None if status is None else int(status)
 
 
-def _why_not(association: Association | None) -> str:
-    if association is None:
-        return "the host is not known"
+def _why_not(association: Association | str) -> str:
+    if isinstance(association, str):
+        return association
     answer = association.acceptor.primitive
     if association.is_rejected and isinstance(answer, A_ASSOCIATE):
         return f"association rejected: {answer.result_str}, {answer.reason_str}"
     if association.is_aborted and answer is not None:
         return "association aborted"
-    return "no association"
+    transport = association.dul.socket
+    context = transport.tls_args[0] if transport is not None and transport.tls_args else None
+    fault = context.fault if isinstance(context, ClientContext) else ""
+    return f"no connection: {fault}" if fault else "no association"
 
 
 def _first_line(error: Exception) -> str:

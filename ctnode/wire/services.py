@@ -2,74 +2,43 @@
 
 from __future__ import annotations
 
-import threading
+import os
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.header import uid
+from ctnode.archive.incoming import Incoming
 from ctnode.archive.part10 import Opened
-from ctnode.archive.spool import Incoming, Journal, Spool
-from ctnode.config import Config
+from ctnode.archive.spool import Journal
 from ctnode.ops import log
-from ctnode.wire.command import COMMENT_LIMIT, Command
-from ctnode.wire.messages import TooMuch
-from ctnode.wire.peers import CONGESTED, TOO_MANY, Admit, CachedResolver, Reject, decide, parse_address
-from ctnode.words import BadInstance, CtnodeError, DimseStatus, StorageError
+from ctnode.wire.command import COMMENT_LIMIT, Command, TooMuch
+from ctnode.wire.contexts import refusals
+from ctnode.wire.peers import (
+    CONGESTED,
+    TOO_MANY,
+    TOO_MANY_OF_PEER,
+    Admit,
+    Reject,
+    Terms,
+    decide,
+    parse_address,
+    terms_of,
+)
+from ctnode.wire.shared import Shared
+from ctnode.words import BadInstance, CtnodeError, DimseStatus, StorageError, WrongContext
 
 if TYPE_CHECKING:
     from ctnode.wire.reactor import SyncAssociation
 
-_MEGABYTE: Final = 1 << 20
 # What is refused is read to its end, so that the association lives; but not without end.
 _DRAIN_FACTOR: Final = 2
-
-
-@dataclass
-class Tally:
-    """What a receiver process counted; added to from the threads of its associations."""
-
-    instances: Counter[str] = field(default_factory=Counter)
-    ended: Counter[str] = field(default_factory=Counter)
-    bytes_kept: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def count_instance(self, status: int, kept_bytes: int) -> None:
-        """Count one answer."""
-        with self._lock:
-            self.instances[f"{status:04X}"] += 1
-            self.bytes_kept += kept_bytes
-
-    def count_end(self, how: str) -> None:
-        """Count one association by how it ended."""
-        with self._lock:
-            self.ended[how] += 1
-
-    def as_json(self) -> dict[str, object]:
-        """Return the counters as they stand."""
-        with self._lock:
-            return {"instances": dict(self.instances), "ended": dict(self.ended), "bytes": self.bytes_kept}
-
-
-@dataclass
-class Shared:
-    """What all associations of one process share; ``config`` and ``storage_fault`` change while it runs."""
-
-    config: Config
-    listening_address: str
-    spool: Spool
-    doorbell: Doorbell
-    tally: Tally = field(default_factory=Tally)
-    resolver: CachedResolver = field(default_factory=CachedResolver)
-    storage_fault: str = ""
-
-    def apply(self, config: Config) -> None:
-        """Take over a configuration; associations that are open keep their time-outs."""
-        self.config = config
-        self.spool.reserve_bytes = config.storage.reserve_mb * _MEGABYTE
-        self.spool.reserve_inodes = config.storage.reserve_inodes
+# Refused instances that the journal of an association names; its end counts them all.
+REFUSALS_KEPT: Final = 100
+# Refused instances of one status that an association logs; the line of its end counts them all.
+REFUSALS_TOLD: Final = 3
+# How a connection ended that never asked for an association.
+UNNEGOTIATED: Final = "unnegotiated"
 
 
 class NodeSession:
@@ -83,13 +52,27 @@ class NodeSession:
         ``getpeername()`` and ``getsockname()`` of the connection.
     over_limit
         Whether there are too many associations already: it is rejected properly.
+    is_tls
+        Whether it came to the TLS port.
     """
 
     def __init__(
-        self, shared: Shared, peer_name: tuple[str, int], own_name: tuple[str, int], *, over_limit: bool
+        self,
+        shared: Shared,
+        peer_name: tuple[str, int],
+        own_name: tuple[str, int],
+        *,
+        over_limit: bool,
+        is_tls: bool = False,
     ) -> None:
         self.how = ""
         self.peer: str | None = None
+        # The names in the certificate that the peer proved to have.
+        self.certificate: frozenset[str] = frozenset()
+        self.terms: Terms = terms_of(None, shared.config)
+        self._slot: int | None = None
+        self._listening_address = shared.tls_listening_address if is_tls else shared.listening_address
+        self._is_tls = is_tls
         self.calling_ae = ""
         self.called_ae = ""
         self._shared = shared
@@ -97,14 +80,18 @@ class NodeSession:
         self._peer_address = _join(peer_name)
         self._own_address = _join(own_name)
         self._over_limit = over_limit
+        self._has_asked = False
         self._journal: Journal | None = None
         self._syntaxes: dict[int, str] = {}
+        self._classes: dict[int, str] = {}
         self._instances: Counter[str] = Counter()
         self._reason = ""
+        self._why = ""
         self._originators: set[str] = set()
         self._started_s = time.monotonic()
         self._incoming: Incoming | None = None
         self._fault: CtnodeError | None = None
+        self._announced = ""
         self._taken_bytes = 0
         self._limit_bytes = 0
 
@@ -112,20 +99,25 @@ class NodeSession:
 
     def admit(self, calling_ae: str, called_ae: str) -> Reject | None:
         """Decide on the association and remember why not."""
+        self._has_asked = True
         self.calling_ae, self.called_ae = calling_ae.strip(), called_ae.strip()
         shared = self._shared
         decision = decide(
             calling_ae=calling_ae,
             called_ae=called_ae,
             peer_address=self._peer_host,
-            listening_address=shared.listening_address,
+            listening_address=self._listening_address,
             config=shared.config,
             resolve=shared.resolver,
+            certificate=self.certificate,
         )
         if isinstance(decision, Admit):
             self.peer = decision.peer
+            self.terms = terms_of(self.peer, shared.config)
             if self._over_limit:
                 decision = TOO_MANY
+            elif not self._has_slot():
+                decision = TOO_MANY_OF_PEER
             elif shared.storage_fault:
                 decision = CONGESTED
                 self._reason = shared.storage_fault
@@ -133,6 +125,18 @@ class NodeSession:
             self._reason = self._reason or decision.why
             return decision
         return None
+
+    def _has_slot(self) -> bool:
+        """Take one of the peer's places, where it has a number of its own."""
+        limit = self.terms.max_associations
+        if limit is None or self.peer is None or self._shared.slots is None:
+            return True
+        try:
+            self._slot = self._shared.slots.take(self.peer, limit)
+        except OSError as error:
+            log.get().error("associations of a peer cannot be counted", peer=self.peer, error=error.strerror)
+            return False
+        return self._slot is not None
 
     def open(self, association: SyncAssociation) -> None:
         """Open the journal with what was negotiated.
@@ -145,6 +149,9 @@ class NodeSession:
         self._syntaxes = {
             int(context.context_id or 0): str(context.transfer_syntax[0]) for context in association.accepted_contexts
         }
+        self._classes = {
+            int(context.context_id or 0): str(context.abstract_syntax) for context in association.accepted_contexts
+        }
         opened = Opened(
             door="network",
             calling_ae=self.calling_ae,
@@ -152,7 +159,11 @@ class NodeSession:
             peer_address=self._peer_address,
             own_address=self._own_address,
             accepted=tuple((str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts),
-            refused=tuple((str(c.abstract_syntax), str(c.result)) for c in association.rejected_contexts),
+            refused=refusals(
+                association.supported, association.requestor.requested_contexts, association.rejected_contexts
+            ),
+            peer=self.peer or "",
+            is_tls=self._is_tls,
         )
         try:
             self._journal = self._shared.spool.open_association(opened)
@@ -160,20 +171,27 @@ class NodeSession:
             self._reason = error.message
             raise
 
-    def close(self, how: str) -> None:
+    def close(self, how: str, cause: str = "", why: str = "") -> None:
         """Discard what has not ended, end the journal, and say so once."""
         if self.how:
             return
-        self.how = how
+        self.how = how if self._has_asked else UNNEGOTIATED
+        self._why = self._reason or why
         self._discard()
+        if self._slot is not None:
+            os.close(self._slot)
+        if not self._has_asked:
+            self._shared.tally.count_end(self.how, cause)
+            self._shared.knocks.count(self._peer_host, cause or "closed")
+            return
         if self._journal is not None:
-            self._journal.close(how)
+            self._journal.close(how, statuses=dict(self._instances), reason=self._why)
             self._shared.doorbell.ring()
-        self._shared.tally.count_end(how)
+        self._shared.tally.count_end(how, cause)
         log.get().info(
             "association ended",
             state=how,
-            reason=self._reason or None,
+            reason=self._why or None,
             peer=self.peer,
             address=self._peer_address,
             calling_ae=self.calling_ae,
@@ -183,15 +201,29 @@ class NodeSession:
             seconds=round(time.monotonic() - self._started_s, 3),
         )
 
+    def rejected_as(self) -> dict[str, str] | None:
+        """Return who was rejected and why, if this association was."""
+        if self.how != "rejected":
+            return None
+        return {
+            "address": self._peer_host,
+            "calling_ae": self.calling_ae,
+            "called_ae": self.called_ae,
+            "reason": self._why,
+        }
+
     # ---------------------------------------------------------------------------------------------- C-STORE
 
     def begin(self, command: Command, context_id: int) -> None:
         """Begin one instance; what cannot be kept is remembered and answered at its end."""
         self._fault = None
         self._taken_bytes = 0
-        self._limit_bytes = self._shared.config.receiver.max_object_mb * _MEGABYTE
+        self._limit_bytes = self.terms.max_object_bytes
+        self._announced = uid(command.sop_instance)[:COMMENT_LIMIT]
         assert self._journal is not None
         try:
+            if uid(command.sop_class) != self._classes[context_id]:
+                raise WrongContext("the SOP class is not that of the presentation context")
             self._note_originator(command)
             self._incoming = self._journal.receive(
                 transfer_syntax=self._syntaxes[context_id],
@@ -214,7 +246,7 @@ class NodeSession:
             if self._taken_bytes > _DRAIN_FACTOR * self._limit_bytes:
                 raise TooMuch("the data set does not end")
             if self._fault is None:
-                self._fail(BadInstance("the data set is larger than receiver.max_object_mb"))
+                self._fail(BadInstance("the data set is larger than max_object_mb"))
         if self._incoming is None:
             return
         try:
@@ -241,7 +273,12 @@ class NodeSession:
         if fault is None:
             self._shared.doorbell.ring()
             return status, ""
-        log.get().warning("instance refused", status=f"{status:04X}", error=fault.message, address=self._peer_address)
+        if self._instances.total() - self._instances["0000"] <= REFUSALS_KEPT and self._journal is not None:
+            self._journal.note("refused", {"status": status, "comment": fault.message, "sop_instance": self._announced})
+        if self._instances[f"{status:04X}"] <= REFUSALS_TOLD:
+            log.get().warning(
+                "instance refused", status=f"{status:04X}", error=fault.message, address=self._peer_address
+            )
         return status, fault.message[:COMMENT_LIMIT]
 
     def _note_originator(self, command: Command) -> None:

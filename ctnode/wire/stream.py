@@ -14,6 +14,8 @@ MINIMUM_BYTES: Final = 1 << 18
 KEEPALIVE_IDLE_S: Final = 30
 KEEPALIVE_INTERVAL_S: Final = 10
 KEEPALIVE_PROBES: Final = 3
+# What was sent and not confirmed for so long will not be: the other side is gone without a word (RFC 5482).
+USER_TIMEOUT_MS: Final = 60_000
 
 
 class Filled(Enum):
@@ -43,6 +45,7 @@ class Stream:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         self.connection = connection
         self.start = 0
         self.end = 0

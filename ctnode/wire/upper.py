@@ -6,7 +6,6 @@ messages, and waits for no longer than a deadline.
 
 from __future__ import annotations
 
-import queue
 import struct
 import threading
 import time
@@ -16,15 +15,19 @@ from typing import Any, Final, cast
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import InvalidEventError
+from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.transport import AssociationSocket
 
-from ctnode.ops import log
-from ctnode.wire.command import Malformed
-from ctnode.wire.messages import Assembler, TooMuch
+from ctnode.wire.command import NOT_SPECIFIED, UNEXPECTED_PDU, UNRECOGNIZED_PDU, Malformed
+from ctnode.wire.messages import Assembler
+from ctnode.wire.peers import Reject
+from ctnode.wire.request import review
 from ctnode.wire.stream import Filled, Stream
 
 ASSOCIATE_LIMIT_BYTES: Final = 1 << 20
 CONTROL_LIMIT_BYTES: Final = 1 << 10
+# A message that comes slower than this, over idle_timeout_s, only holds a place.
+SLOWEST_BYTES_S: Final = 64
 CLOSING: Final = "Sta13"
 TRANSPORT_CLOSED: Final = "Evt17"
 ARTIM_EXPIRED: Final = "Evt18"
@@ -34,8 +37,17 @@ _PDU_HEADER: Final = struct.Struct(">BBL")
 _A_ASSOCIATE_RQ: Final = 0x01
 _P_DATA_TF: Final = 0x04
 _KNOWN_PDUS: Final = range(0x01, 0x08)
+_BY_PROVIDER: Final = 2
 _IDLE: Final = "Sta1"
+_AWAITING_REQUEST: Final = "Sta2"
 _ESTABLISHED: Final = "Sta6"
+_RELEASE_RQ: Final = 0x05
+_ABORT: Final = 0x07
+# What a peer may send where the node has asked for nothing.
+_EXPECTED: Final = {
+    _AWAITING_REQUEST: (_A_ASSOCIATE_RQ, _ABORT),
+    _ESTABLISHED: (_P_DATA_TF, _RELEASE_RQ, _ABORT),
+}
 
 
 class SyncSocket(AssociationSocket):
@@ -68,16 +80,33 @@ class SyncDul(DULServiceProvider):
         What the peer is told it may send in one PDU.
     idle_timeout_s
         Seconds from one whole PDU to the next.
+    pdu_timeout_s
+        Seconds from the first byte of a PDU to its last.
     """
 
-    def __init__(self, assoc: Association, stream: Stream, max_pdu_bytes: int, idle_timeout_s: float) -> None:
+    def __init__(
+        self, assoc: Association, stream: Stream, max_pdu_bytes: int, idle_timeout_s: float, pdu_timeout_s: float
+    ) -> None:
         super().__init__(assoc)
         self.stream = stream
         self.assembler: Assembler | None = None
         self.is_lost = False
+        # Why the node ended what the peer did not end itself: a word to count under, and a sentence for the log.
+        self.cause = ""
+        self.why = ""
+        # An A-ASSOCIATE-RQ that can be read and not be accepted.
+        self.rejection: Reject | None = None
+        self._abort_reason = NOT_SPECIFIED
         self._max_pdu_bytes = max_pdu_bytes
         self._idle_timeout_s = idle_timeout_s
+        self._pdu_timeout_s = pdu_timeout_s
         self._active_at_s = time.monotonic()
+        # When the PDU at the start of the buffer was first seen to be cut off; 0 while there is none.
+        self._partial_at_s = 0.0
+        # From when on, and after how many bytes, the pace of a message is judged.
+        self._paced_at_s = 0.0
+        self._paced_bytes = 0
+        self._received_bytes = 0
         self._own_thread = 0
 
     @property
@@ -89,6 +118,11 @@ class SyncDul(DULServiceProvider):
     def is_over(self) -> bool:
         """Return whether the state machine is idle again, or on its way there."""
         return self._kill_thread or self.state_machine.current_state in (_IDLE, CLOSING)
+
+    def agree(self, max_pdu_bytes: int, idle_timeout_s: float) -> None:
+        """Take over the limits of the peer, once it is known who it is."""
+        self._max_pdu_bytes = max_pdu_bytes
+        self._idle_timeout_s = idle_timeout_s
 
     def adopt_thread(self) -> None:
         """Make the calling thread the one that drives."""
@@ -133,14 +167,13 @@ class SyncDul(DULServiceProvider):
 
     def flush(self) -> None:
         """Let the state machine act on everything that waits."""
+        # Looked at before they are asked: an exception for each empty queue would cost more than the rest of a PDU.
+        events, primitives = self.event_queue.queue, self.to_provider_queue.queue
         while not self._kill_thread:
-            try:
-                event = self.event_queue.get_nowait()
-            except queue.Empty:
-                if not self._process_recv_primitive():
-                    return
-                continue
-            self._act(event)
+            if events:
+                self._act(self.event_queue.get_nowait())
+            elif not primitives or not self._process_recv_primitive():
+                return
 
     def _act(self, event: str) -> None:
         try:
@@ -151,7 +184,7 @@ class SyncDul(DULServiceProvider):
             if not self.to_provider_queue.empty():
                 self.to_provider_queue.get_nowait()
         except Exception as error:  # noqa: BLE001 - pynetdicom raises whatever hostile bytes make it raise
-            log.get().warning("peer sent what cannot be read", exception=type(error).__name__, step=event)
+            self.blame("malformed", f"what the peer sent cannot be read: {type(error).__name__} at {event}")
             if event == INVALID_PDU:
                 self._kill_thread = True
             else:
@@ -174,32 +207,80 @@ class SyncDul(DULServiceProvider):
         self.flush()
         if self._kill_thread or self._take_pdu():
             return True
-        idle_s = self._active_at_s + self._idle_timeout_s
-        outcome = self.stream.fill(idle_s if deadline_s is None else min(deadline_s, idle_s))
+        had_bytes = self.stream.available_bytes
+        patience_s = self._patience_s()
+        outcome = self.stream.fill(patience_s if deadline_s is None else min(deadline_s, patience_s))
+        self._received_bytes += self.stream.available_bytes - had_bytes
         if outcome is Filled.CLOSED:
             self.is_lost = True
             self.cut(TRANSPORT_CLOSED)
+        elif outcome is Filled.EXPIRED and (deadline_s is None or patience_s <= deadline_s):
+            self.blame_silence()
         return outcome is not Filled.EXPIRED
 
-    def refuse(self) -> None:
+    def _patience_s(self) -> float:
+        """Return until when there must be more from the peer."""
+        patience_s = self._active_at_s + self._idle_timeout_s
+        if self._partial_at_s:
+            patience_s = min(patience_s, self._partial_at_s + self._pdu_timeout_s)
+        if not self._is_in_message:
+            self._paced_at_s = 0.0
+            return patience_s
+        if not self._paced_at_s or self._received_bytes - self._paced_bytes >= SLOWEST_BYTES_S * self._idle_timeout_s:
+            self._paced_at_s, self._paced_bytes = time.monotonic(), self._received_bytes
+        return min(patience_s, self._paced_at_s + self._idle_timeout_s)
+
+    @property
+    def _is_in_message(self) -> bool:
+        return self.assembler is not None and self.assembler.in_message
+
+    def blame_silence(self) -> None:
+        """Tell by what the peer left undone why its time was over."""
+        if self._partial_at_s:
+            self.blame("slow", "a PDU does not come to its end")
+        elif self.state_machine.current_state == _AWAITING_REQUEST:
+            self.blame("silent", "no request came in time")
+        elif self._is_in_message:
+            self.blame("slow", "a message does not get on")
+        else:
+            self.blame("idle", "the peer is silent")
+
+    def blame(self, cause: str, why: str) -> None:
+        """Remember why the association is to end; what came first counts."""
+        if not self.cause:
+            self.cause, self.why = cause, why
+
+    def refuse(self, fault: Malformed) -> None:
         """Tell the state machine that the peer sent what cannot be (PS3.8 Table 9-10, Evt19)."""
+        self.blame(fault.cause, fault.why)
+        self._abort_reason = fault.reason
         self.stream.consume(self.stream.available_bytes)
         self.cut(INVALID_PDU)
+
+    def _send(self, pdu: Any) -> None:
+        # pynetdicom gives no reason with an A-ABORT of the provider (PS3.8 Table 9-26).
+        if isinstance(pdu, A_ABORT_RQ) and pdu.source == _BY_PROVIDER:
+            pdu.reason_diagnostic = self._abort_reason
+        super()._send(pdu)
 
     def _take_pdu(self) -> bool:
         """Handle the PDU at the start of the buffer if it is whole; nothing is buffered beyond the limits."""
         stream = self.stream
         if stream.available_bytes < _PDU_HEADER.size:
             stream.require(_PDU_HEADER.size)
+            if stream.available_bytes:
+                self._partial_at_s = self._partial_at_s or time.monotonic()
             return False
         kind, _reserved, length = _PDU_HEADER.unpack_from(stream.view, stream.start)
         if kind not in _KNOWN_PDUS or length > self._limit_bytes(kind):
-            self.refuse()
+            self.refuse(self._header_fault(kind))
             return True
         whole = _PDU_HEADER.size + length
         if stream.available_bytes < whole:
             stream.require(whole)
+            self._partial_at_s = self._partial_at_s or time.monotonic()
             return False
+        self._partial_at_s = 0.0
         pdu = stream.view[stream.start : stream.start + whole]
         self._active_at_s = time.monotonic()
         try:
@@ -208,8 +289,8 @@ class SyncDul(DULServiceProvider):
                 self._active_at_s = time.monotonic()
             else:
                 self._decode(pdu)
-        except (Malformed, TooMuch):
-            self.refuse()
+        except Malformed as fault:
+            self.refuse(fault)
             return True
         stream.consume(whole)
         self.flush()
@@ -220,9 +301,23 @@ class SyncDul(DULServiceProvider):
             return self._max_pdu_bytes
         return ASSOCIATE_LIMIT_BYTES if kind == _A_ASSOCIATE_RQ else CONTROL_LIMIT_BYTES
 
+    def _header_fault(self, kind: int) -> Malformed:
+        if kind in _KNOWN_PDUS:
+            return Malformed("a PDU is longer than it may be", cause="oversized")
+        # Before a request it is some other protocol, or a scanner, rather than a sender with a fault.
+        is_first = self.state_machine.current_state == _AWAITING_REQUEST
+        return Malformed("what came is no PDU", reason=UNRECOGNIZED_PDU, cause="garbage" if is_first else "malformed")
+
     def _decode(self, pdu: memoryview) -> None:
+        whole = bytearray(pdu)
+        state = self.state_machine.current_state
+        if pdu[0] not in _EXPECTED.get(state, _KNOWN_PDUS):
+            # The state machine would refuse it too, but could not tell why.
+            raise Malformed("a PDU of a kind that is not due", reason=UNEXPECTED_PDU, cause="unexpected")
+        if state == _AWAITING_REQUEST and pdu[0] == _A_ASSOCIATE_RQ:
+            whole, self.rejection = review(pdu)
         try:
-            decoded, event = self._decode_pdu(bytearray(pdu))
+            decoded, event = self._decode_pdu(whole)
         except Exception as error:
             # The decoder of pynetdicom raises whatever hostile bytes make it raise.
             raise Malformed("the PDU cannot be decoded") from error

@@ -12,6 +12,7 @@ from ctnode.words.errors import (
     Refusal,
     StorageError,
     Unavailable,
+    WrongContext,
     WrongState,
 )
 from ctnode.words.records import Issue, LungStatus, Severity, Verdict, VolumeReport, VolumeStatus
@@ -61,6 +62,7 @@ __all__ = [
     "Verdict",
     "VolumeReport",
     "VolumeStatus",
+    "WrongContext",
     "WrongState",
     "next_state",
 ]

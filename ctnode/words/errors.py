@@ -7,7 +7,8 @@ The error tree::
     ├── Unavailable          exit 69: no root, another node holds it, a port is taken
     ├── StorageError         A700: disk full, read-only, failing
     ├── BadInstance          C000: unreadable, without UIDs, a UID that cannot be kept
-    │   └── Mismatch         A900: command and data set name different objects
+    │   ├── Mismatch         A900: command and data set name different objects
+    │   └── WrongContext     0122: an object of another SOP class than its presentation context
     ├── Refusal              a series that cannot become a volume, and why
     ├── NotFound             exit 1: no such series, job, destination
     ├── WrongState           exit 1: the object is in a state that does not allow this
@@ -34,6 +35,7 @@ class DimseStatus(IntEnum):
 
     SUCCESS = 0x0000
     PROCESSING_FAILURE = 0x0110
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
     OUT_OF_RESOURCES = 0xA700
     DATA_SET_MISMATCH = 0xA900
     CANNOT_UNDERSTAND = 0xC000
@@ -93,6 +95,12 @@ class Mismatch(BadInstance):
     """The command set and the data set name different objects (PS3.4 B.2.3)."""
 
     dimse_status = DimseStatus.DATA_SET_MISMATCH
+
+
+class WrongContext(BadInstance):
+    """The command names a SOP class that was not negotiated for its presentation context (PS3.7 9.1.1.1.9)."""
+
+    dimse_status = DimseStatus.SOP_CLASS_NOT_SUPPORTED
 
 
 class Refusal(CtnodeError):

@@ -88,7 +88,10 @@ def test_a_child_that_is_killed_is_replaced_and_what_it_acknowledged_is_there(tm
             peer.associate()
             assert peer.store(uid(5), data_set(uid(5))).status == 0
             (child,) = role.counters()["receivers"]
-            os.kill(child, signal.SIGKILL)
+            with os.fdopen(os.pidfd_open(child)) as life:
+                os.kill(child, signal.SIGKILL)
+                # Its end of the acceptor's channel closes last.
+                assert select.select([life], [], [], PATIENCE_S)[0]
             assert peer.is_closed()
         # The connection waits in the backlog until somebody serves again.
         with RawPeer(port) as peer:

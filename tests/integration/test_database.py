@@ -149,6 +149,20 @@ def test_a_migration_backs_up_first(tmp_path: Path, second_migration: list[str])
         assert "pretended" not in old.tables.table_names()
 
 
+def test_an_older_schema_is_not_read(tmp_path: Path, second_migration: list[str]) -> None:
+    later = MIGRATIONS._migrations.pop()
+    with fresh(tmp_path / "ctnode.db"):
+        pass
+    MIGRATIONS._migrations.append(later)
+    with (
+        Database(tmp_path / "ctnode.db", readonly=True) as database,
+        pytest.raises(Unavailable, match="of an older ctnode"),
+    ):
+        database.require_current()
+    with fresh(tmp_path / "ctnode.db") as database:
+        database.require_current()
+
+
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     with fresh(tmp_path / "ctnode.db"):
         pass

@@ -186,7 +186,7 @@ def test_journal_tells_who_what_and_on_whose_request(node: Receiver) -> None:
     opened, moved, closed = (json.loads(line) for line in node.journals()[0].splitlines())
     assert (opened["calling_ae"], opened["called_ae"], opened["door"]) == ("SCANNER", "ANY", "network")
     assert opened["accepted"] == [[CT, EXPLICIT]]
-    assert opened["refused"] == [["1.2.3.4", "3"]]
+    assert opened["refused"] == [["1.2.3.4", "SOP class not supported"]]
     assert (moved["what"], moved["originator"], moved["message_id"]) == ("move", "WORKSTATION", 7)
     assert (closed["how"], closed["kept"]) == ("released", 2)
 
@@ -279,9 +279,14 @@ def test_storage_that_fails_is_answered_with_a700_and_leaves_nothing(
             answer = peer.store(uid(6), data_set(uid(6)))
         assert answer.status == 0xA700
         assert answer.comment
-        assert peer.store(uid(7), data_set(uid(7))).status == 0
+        # Nobody knows what a disk holds whose sync failed: a second try may succeed and lose it all the same.
+        again = peer.store(uid(7), data_set(uid(7)))
+        assert (again.status, again.comment[:18]) == (0xA700, "storage is suspect")
         peer.release()
-    assert len(node.files()) == 2
+    assert len(node.files()) == 1
+    with RawPeer(node.port) as peer:
+        peer.send(associate_rq(STANDARD))
+        assert peer.read_pdu() == (ASSOCIATE_RJ, bytes([0, 2, 3, 1]))
 
 
 def test_storage_that_goes_away_is_answered_with_a700_after_the_data_set(node: Receiver) -> None:
@@ -545,6 +550,10 @@ def test_stores_and_event_reports_at_the_same_time(committing: Receiver) -> None
     with RawPeer(committing.port) as peer:
         peer.associate(((1, COMMITMENT, (EXPLICIT,)), (3, CT, (EXPLICIT,))))
         accepted = committing.wait_started(1)
+        echo = command_set({0x0002: VERIFICATION.encode(), 0x0100: 0x0030, 0x0110: 3, 0x0800: 0x0101})
+        # Once it answers, the node knows that the association is established; the peer knew it a moment earlier.
+        peer.send(pdu(P_DATA, pdv(1, 3, echo)))
+        assert peer.answer().field == 0x8030
         statuses: list[int] = []
         reporting = threading.Thread(target=lambda: statuses.append(event_report(accepted)))
         reporting.start()
@@ -554,7 +563,6 @@ def test_stores_and_event_reports_at_the_same_time(committing: Receiver) -> None
         assert peer.read_pdu()[0] == P_DATA
         # The peer has a request of ours to answer, and sends its own first.
         assert peer.store(uid(5), data_set(uid(5))).status == 0
-        echo = command_set({0x0002: VERIFICATION.encode(), 0x0100: 0x0030, 0x0110: 3, 0x0800: 0x0101})
         peer.send(pdu(P_DATA, pdv(1, 3, echo)))
         report = command_set({0x0100: 0x8100, 0x0120: 1, 0x0800: 0x0101, 0x0900: 0, 0x1002: 1})
         peer.send(pdu(P_DATA, pdv(1, 3, report)))

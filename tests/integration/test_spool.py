@@ -21,9 +21,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ctnode.archive import incoming as incoming_module
 from ctnode.archive import spool as spool_module
+from ctnode.archive.incoming import PIECE_BYTES
 from ctnode.archive.part10 import Opened
-from ctnode.archive.spool import HEAD_BYTES, JOURNAL_NAME, Spool
+from ctnode.archive.spool import JOURNAL_NAME, Spool
 from ctnode.ops import durable
 from ctnode.words import BadInstance, DimseStatus, Mismatch, StorageError
 from tests.archive_root import CT, Image, element, opened, put
@@ -48,7 +50,7 @@ def dataset_of(path: Path) -> bytes:
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tail=st.binary(max_size=3 * HEAD_BYTES), cuts=st.lists(st.integers(0, 3 * HEAD_BYTES), max_size=6))
+@given(tail=st.binary(max_size=3 * PIECE_BYTES), cuts=st.lists(st.integers(0, 3 * PIECE_BYTES), max_size=6))
 def test_a_data_set_is_kept_bit_for_bit_however_it_is_cut(spool: Spool, tail: bytes, cuts: list[int]) -> None:
     data = Image("1.2.3.1.7").encode() + tail
     with spool.open_association(opened()) as journal:
@@ -172,22 +174,22 @@ def test_a_refused_instance_leaves_the_association_alive(spool: Spool) -> None:
         assert put(journal, Image("1.2.3.1.8")).path.is_file()
 
 
-def test_uids_behind_the_first_64_kilobytes_are_found(spool: Spool) -> None:
-    far = element(0x09, 0x1001, "OB", bytes(2 * HEAD_BYTES))
+def test_uids_behind_the_first_piece_are_found(spool: Spool) -> None:
+    far = element(0x09, 0x1001, "OB", bytes(2 * PIECE_BYTES))
     data = Image("1.2.3.1.7").encode()
     cut = data.index(b"\x10\0\x10\0")
     assert receive(spool, data[:cut] + far + data[cut:]).uids.series == "1.2.3.1"
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, DEFLATED])
-def test_rubbish_behind_the_first_64_kilobytes_is_c000_and_nothing_else(spool: Spool, syntax: str) -> None:
+def test_rubbish_behind_the_first_piece_is_c000_and_nothing_else(spool: Spool, syntax: str) -> None:
     data = Image("1.2.3.1.7").encode()
     cut = data.index(b"\x10\0\x10\0")
-    data = data[:cut] + element(0x09, 0x1001, "OB", os.urandom(2 * HEAD_BYTES)) + b"\x08\0\0\0UL\4\0\0\0\0\0" * 9
+    data = data[:cut] + element(0x09, 0x1001, "OB", os.urandom(2 * PIECE_BYTES)) + b"\x08\0\0\0UL\4\0\0\0\0\0" * 9
     if syntax == DEFLATED:
         packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         data = packer.compress(data) + packer.flush()
-        data = data[: HEAD_BYTES + 100] + b"\xff" * 1000
+        data = data[: PIECE_BYTES + 100] + b"\xff" * 1000
     with pytest.raises(BadInstance):
         receive(spool, data, syntax=syntax)
 
@@ -198,7 +200,7 @@ def test_rubbish_behind_the_first_64_kilobytes_is_c000_and_nothing_else(spool: S
 class Watched:
     """The operating system, with a note of each call and a fault at the n-th one."""
 
-    CALLS = ("open", "write", "pwrite", "fsync", "fdatasync", "close", "statvfs")
+    CALLS = ("open", "write", "pwrite", "fsync", "fdatasync", "rename", "close", "statvfs")
 
     def __init__(self, fail_at: int = -1, code: int = errno.ENOSPC) -> None:
         self.fail_at = fail_at
@@ -216,12 +218,12 @@ class Watched:
         for name in self.CALLS:
             setattr(fake, name, self.wrap(name, getattr(os, name)))
         patch.setattr(spool_module, "os", fake)
+        patch.setattr(incoming_module, "os", fake)
         patch.setattr(durable, "os", fake)
         flock = SimpleNamespace(**{name: getattr(fcntl, name) for name in dir(fcntl) if not name.startswith("__")})
         flock.flock = self.wrap("flock", fcntl.flock)
         patch.setattr(spool_module, "fcntl", flock)
-        for name in ("mkdir", "rename"):
-            patch.setattr(Path, name, self.wrap(name, getattr(Path, name)))
+        patch.setattr(Path, "mkdir", self.wrap("mkdir", Path.mkdir))
 
     def wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object, **options: object) -> object:
@@ -240,21 +242,27 @@ class Watched:
         return call
 
 
+@pytest.mark.parametrize("pixel_bytes", [4, 2 * PIECE_BYTES])
 def test_success_comes_after_fsync_rename_and_fsync_of_the_directory(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, pixel_bytes: int
 ) -> None:
     watched = Watched()
-    with spool.open_association(opened()) as journal:
-        put(journal, Image("1.2.3.1.6"))
-        with monkeypatch.context() as patch:
-            watched.install(patch)
-            kept = put(journal, Image("1.2.3.1.7"))
+    with monkeypatch.context() as patch:
+        watched.install(patch)
+        with spool.open_association(opened()) as journal:
+            put(journal, Image("1.2.3.1.6"))
+            watched.calls.clear()
+            kept = put(journal, Image("1.2.3.1.7", pixels=bytes(pixel_bytes)))
+            calls = list(watched.calls)
     assert kept.path.suffix == ".dcm"
-    order = [call for call in watched.calls if call.startswith(("fdatasync", "rename", "fsync", "pwrite"))]
-    assert order == ["pwrite .part", "fdatasync .part", "rename", "fsync directory"]
-    assert watched.calls.index("fsync directory") > max(
-        index for index, call in enumerate(watched.calls) if call.startswith("write")
-    )
+    order = [call for call in calls if call.startswith(("fdatasync", "rename", "fsync", "pwrite"))]
+    assert order == [
+        *(["pwrite .part"] if pixel_bytes > PIECE_BYTES else []),
+        "fdatasync .part",
+        "rename",
+        "fsync directory",
+    ]
+    assert calls.index("fdatasync .part") > max(index for index, call in enumerate(calls) if "write" in call)
 
 
 def test_the_journal_itself_is_durable_before_its_first_instance(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +327,7 @@ def test_a_write_that_takes_only_half_is_completed(spool: Spool, monkeypatch: py
     fake = SimpleNamespace(**{name: getattr(os, name) for name in dir(os) if not name.startswith("__")})
     fake.write = lambda descriptor, data: os.write(descriptor, memoryview(data)[: max(1, len(data) // 2)])
     with spool.open_association(opened()) as journal:
-        monkeypatch.setattr(spool_module, "os", fake)
+        monkeypatch.setattr(incoming_module, "os", fake)
         kept = put(journal, Image("1.2.3.1.7"))
         monkeypatch.undo()
     assert dataset_of(kept.path) == Image("1.2.3.1.7").encode()

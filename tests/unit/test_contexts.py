@@ -43,8 +43,8 @@ def test_all_are_transfer_syntaxes_and_deflated_is_none_of_them() -> None:
 def test_built_once_and_shared() -> None:
     assert supported_contexts() is supported_contexts()
     proposed = [build_context(CT), build_context(CT), build_context("1.2.3")]
-    assert needed_contexts(supported_contexts(), proposed) == [supported_contexts()[CT]]
-    assert needed_contexts(supported_contexts(), proposed)[0] is supported_contexts()[CT]
+    assert needed_contexts(supported_contexts(), proposed, lambda _uid: True) == [supported_contexts()[CT]]
+    assert needed_contexts(supported_contexts(), proposed, lambda _uid: True)[0] is supported_contexts()[CT]
 
 
 def test_negotiation_takes_our_order_and_changes_nothing_that_is_shared() -> None:
@@ -52,7 +52,9 @@ def test_negotiation_takes_our_order_and_changes_nothing_that_is_shared() -> Non
     before = str(shared), shared.context_id, list(shared.transfer_syntax)
     proposed = build_context(CT, ["1.2.840.10008.1.2.2", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"])
     proposed.context_id = 1
-    (result,), _roles = negotiate_as_acceptor([proposed], needed_contexts(supported_contexts(), [proposed]))
+    (result,), _roles = negotiate_as_acceptor(
+        [proposed], needed_contexts(supported_contexts(), [proposed], lambda _uid: True)
+    )
     assert [str(uid) for uid in result.transfer_syntax] == ["1.2.840.10008.1.2.4.90"]
     assert (str(shared), shared.context_id, list(shared.transfer_syntax)) == before
     assert result is not shared

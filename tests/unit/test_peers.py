@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from ctnode.config import Config, Node, Peer
-from ctnode.wire.peers import Address, Admit, CachedResolver, Reject, decide, is_loopback, require_policy
+from ctnode.wire.peers import Address, Admit, CachedResolver, Reject, decide, is_loopback, require_policy, terms_of
 from ctnode.words import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -132,3 +132,77 @@ def test_names_are_looked_up_once_a_minute_and_a_failure_matches_nobody(monkeypa
         assert resolver("ct.example") == {ipaddress.ip_address("10.1.2.3")}
         assert resolver("nowhere.example") == frozenset()
     assert asked_for == ["ct.example", "nowhere.example"]
+
+
+CERTIFIED = Config(
+    peers=(
+        Peer(name="strict", ae_title="CT1", host="10.0.0.5", certificate="ct1.example"),
+        Peer(name="finger", ae_title="CT1", host="10.0.0.0/24", certificate="sha256:" + "ab" * 32),
+        Peer(name="open", ae_title="CT2", host="10.0.0.5"),
+        Peer(name="other", ae_title="CT3", host="192.0.2.0/25", certificate="CN=ct3,O=Hospital"),
+    )
+)
+TITLES = ("CT1", "CT2", "CT3", "ct1", "CT", "CT11", "NODE", "")
+ADDRESSES = ("10.0.0.5", "10.0.0.6", "10.0.1.5", "192.0.2.127", "192.0.2.128", "::ffff:10.0.0.5", "2001:db8::5")
+PROOFS: tuple[frozenset[str], ...] = (
+    frozenset(),
+    frozenset({"ct1.example", "CN=ct1"}),
+    frozenset({"ct1.example.evil"}),
+    frozenset({"sha256:" + "ab" * 32}),
+    frozenset({"sha256:" + "ac" * 32}),
+    frozenset({"CN=ct3,O=Hospital", "ct3"}),
+    frozenset({"CN=ct3,O=Other"}),
+    frozenset({""}),
+)
+ADDRESS_AND_WRAPPED = ("10.0.0.5", "::ffff:10.0.0.5")
+WELCOME = {
+    ("CT1", "10.0.0.6", 3): "finger",
+    ("CT3", "192.0.2.127", 5): "other",
+    **{("CT1", address, 1): "strict" for address in ADDRESS_AND_WRAPPED},
+    **{("CT1", address, 3): "finger" for address in ADDRESS_AND_WRAPPED},
+    **{("CT2", address, proof): "open" for address in ADDRESS_AND_WRAPPED for proof in range(len(PROOFS))},
+}
+
+
+def certified(title: str, address: str, proof: int, *, accept_unknown: bool = False) -> Admit | Reject:
+    return decide(
+        calling_ae=title,
+        called_ae="CTNODE",
+        peer_address=address,
+        listening_address="0.0.0.0",
+        config=CERTIFIED.model_copy(update={"node": Node(accept_unknown=accept_unknown)}),
+        resolve=lambda host: NAMES[host],
+        certificate=PROOFS[proof],
+    )
+
+
+def test_title_address_and_certificate_together_in_every_combination() -> None:
+    admitted = {
+        (title, address, proof): decision.peer
+        for title in TITLES
+        for address in ADDRESSES
+        for proof in range(len(PROOFS))
+        if isinstance(decision := certified(title, address, proof), Admit)
+    }
+    assert admitted == WELCOME
+
+
+def test_where_strangers_are_welcome_nobody_takes_the_name_of_a_peer_without_its_certificate() -> None:
+    assert certified("STRANGER", "203.0.113.9", 0, accept_unknown=True) == Admit(None)
+    decision = certified("CT1", "10.0.0.5", 2, accept_unknown=True)
+    assert isinstance(decision, Reject)
+    assert decision.why == "the certificate is not that of the peer"
+    assert certified("CT1", "10.0.0.5", 1, accept_unknown=True) == Admit("strict")
+
+
+def test_terms_are_those_of_the_peer_and_else_those_of_the_receiver() -> None:
+    own = Peer(
+        name="own", ae_title="A", host="10.0.0.1", max_pdu=8192, max_object_mb=2, idle_timeout_s=5, services=["echo"]
+    )
+    config = Config(peers=(own,))
+    terms, general = terms_of("own", config), terms_of(None, config)
+    assert (terms.max_pdu_bytes, terms.max_object_bytes, terms.idle_timeout_s) == (8192, 2 << 20, 5.0)
+    assert not terms.allow("1.2.840.10008.5.1.4.1.1.2")
+    assert (general.max_pdu_bytes, general.max_object_bytes) == (131072, 8192 << 20)
+    assert general.allow("1.2.840.10008.5.1.4.1.1.2")
+    assert terms_of("forgotten by a reload", config) == general

@@ -1,0 +1,222 @@
+"""One instance on its way into the journal: gathered, hashed and written in pieces, then made durable."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ctnode.archive.elements import Buffer, ShortBuffer
+from ctnode.archive.header import Uids, read_uids
+from ctnode.archive.layout import require_keepable
+from ctnode.archive.part10 import file_meta
+from ctnode.ops.durable import crash_point, sync, sync_data
+from ctnode.words import BadInstance, Mismatch, StorageError
+
+if TYPE_CHECKING:
+    from ctnode.archive.spool import Journal
+
+PART_SUFFIX: Final = ".part"
+KEPT_SUFFIX: Final = ".dcm"
+# So far into a data set UIDs are looked for at first.
+HEAD_BYTES: Final = 1 << 16
+# Hashed and written at once: large enough that neither the lock of the interpreter nor the file system is taken often,
+# small enough that most of it happens while the sender still sends.
+PIECE_BYTES: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A durable instance of the journal."""
+
+    path: Path
+    uids: Uids
+    digest: str
+    size_bytes: int
+
+
+class Incoming:
+    """One instance on its way into the journal.
+
+    ``write()`` takes the encoded data set piece by piece, ``commit()`` makes it durable, ``discard()`` leaves nothing.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        stem: str,
+        buffer: memoryview,
+        transfer_syntax: str,
+        sop_class: str,
+        sop_instance: str,
+    ) -> None:
+        self._journal = journal
+        self._stem = stem
+        self._part = f"{stem}{PART_SUFFIX}"
+        self._transfer_syntax = transfer_syntax
+        self._sop_class = sop_class
+        self._sop_instance = sop_instance
+        self._hash = hashlib.sha256()
+        self._uids: Uids | None = None
+        self._fault: BadInstance | None = None
+        self.size_bytes = 0
+        # The buffer begins with the file meta and is written whenever it is full.
+        self._buffer = buffer
+        meta, self._digest_at = file_meta(journal.opened, transfer_syntax, sop_class, sop_instance)
+        buffer[: len(meta)] = meta
+        self._dataset_start = self._hashed = self._filled = len(meta)
+        self._is_first = True
+        try:
+            self._file = os.open(
+                self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=journal.folder
+            )
+        except OSError as error:
+            raise storage_error(error) from error
+
+    def write(self, fragment: bytes | bytearray | memoryview) -> None:
+        """Append a piece of the encoded data set.
+
+        Raises
+        ------
+        StorageError
+            If the storage does not take it; the file is gone then.
+        """
+        start, end = 0, len(fragment)
+        self.size_bytes += end
+        while start < end:
+            count = min(end - start, PIECE_BYTES - self._filled)
+            self._buffer[self._filled : self._filled + count] = fragment[start : start + count]
+            self._filled += count
+            start += count
+            if self._filled == PIECE_BYTES:
+                self._hash_piece()
+                self._write_piece()
+
+    def commit(self) -> Kept:
+        """Check the UIDs, make the file durable under its name, and return it.
+
+        Raises
+        ------
+        BadInstance, Mismatch
+            If the data set cannot be read, names nothing, or something else than the command did.
+        StorageError
+            If the storage failed; nothing may be acknowledged and nothing is left behind.
+        """
+        spool, folder = self._journal.spool, self._journal.folder
+        name = f"{self._stem}{KEPT_SUFFIX}"
+        try:
+            self._hash_piece(is_last=True)
+            digest = self._hash.digest()
+            is_small = self._is_first
+            if is_small:
+                self._buffer[self._digest_at : self._digest_at + len(digest)] = digest
+            self._write_piece()
+            if not is_small:
+                os.pwrite(self._file, digest, self._digest_at)
+            uids = self._check_uids()
+            crash_point("spool.before-fsync")
+            spool.sync(sync_data, self._file)
+            # What fsync took is durable; closing adds nothing to it.
+            self._close()
+            crash_point("spool.before-rename")
+            os.rename(self._part, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BadInstance:
+            self.discard()
+            raise
+        except OSError as error:
+            self.discard()
+            raise storage_error(error) from error
+        crash_point("spool.before-directory-fsync")
+        try:
+            spool.sync(sync, folder)
+        except OSError as error:
+            _unlink(name, folder)
+            raise storage_error(error) from error
+        crash_point("spool.before-acknowledgement")
+        self._journal.kept += 1
+        return Kept(self._journal.directory / name, uids, digest.hex(), self.size_bytes)
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        self._close()
+        _unlink(self._part, self._journal.folder)
+
+    def _close(self) -> None:
+        close_quietly(self._file)
+        self._file = -1
+
+    def _hash_piece(self, *, is_last: bool = False) -> None:
+        """Hash what the buffer holds of the data set; the UIDs are read from its first piece."""
+        self._hash.update(self._buffer[self._hashed : self._filled])
+        if self._is_first and self.size_bytes:
+            head = self._buffer[self._hashed : min(self._hashed + HEAD_BYTES, self._filled)]
+            self._read_uids(head, whole=is_last and self.size_bytes == len(head))
+
+    def _write_piece(self) -> None:
+        rest = self._buffer[: self._filled]
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            self.discard()
+            raise storage_error(error) from error
+        self._filled = self._hashed = 0
+        self._is_first = False
+
+    def _read_uids(self, data: Buffer, *, whole: bool) -> None:
+        try:
+            self._uids = read_uids(data, self._transfer_syntax, whole=whole)
+        except ShortBuffer:
+            return
+        except BadInstance as error:
+            self._fault = error
+
+    def _check_uids(self) -> Uids:
+        if not self.size_bytes:
+            raise BadInstance("the data set is empty")
+        if self._uids is None and self._fault is None:
+            with (
+                mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) as mapped,
+                memoryview(mapped) as view,
+                # Released even when an exception holds the frame: a mapping with open views cannot be closed.
+                view[self._dataset_start :] as dataset,
+            ):
+                self._uids = read_uids(dataset, self._transfer_syntax, whole=True)
+        if self._fault is not None:
+            raise self._fault
+        uids = self._uids
+        assert uids is not None
+        if not uids.sop_instance:
+            raise BadInstance("no SOP Instance UID in the data set")
+        if not uids.sop_class:
+            raise BadInstance("no SOP Class UID in the data set")
+        if uids.sop_instance != self._sop_instance:
+            raise Mismatch("command and data set differ in SOP Instance UID")
+        if uids.sop_class != self._sop_class:
+            raise Mismatch("command and data set differ in SOP Class UID")
+        require_keepable(uids.study, "Study Instance UID")
+        require_keepable(uids.series, "Series Instance UID")
+        return uids
+
+
+def close_quietly(descriptor: int) -> None:
+    """Close a descriptor, if it is one."""
+    if descriptor >= 0:
+        with suppress(OSError):
+            # Linux gives the descriptor back whatever close() says.
+            os.close(descriptor)
+
+
+def _unlink(name: str, folder: int) -> None:
+    with suppress(OSError):
+        # Gone, read-only or failing: the keeper sweeps .part files of ended associations.
+        os.unlink(name, dir_fd=folder)
+
+
+def storage_error(error: OSError) -> StorageError:
+    """Return what a sender may know of a fault of the storage."""
+    return StorageError(f"storage failed: {error.strerror or type(error).__name__}", hint="see `ctnode doctor`")
