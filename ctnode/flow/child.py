@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ctnode.config import Log, Pipeline
+from ctnode.config import Log, Outputs, Pipeline
 from ctnode.ops import log
 from ctnode.ops.role import die_with_parent
 
@@ -37,6 +37,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
         out=Path(order["out"]),
         settings=Pipeline.model_validate(order["pipeline"]),
         on_step=lambda step: _say({"step": step}),
+        wanted=Outputs.model_validate(order["wanted"]),
     )
     return {"report": report.as_json(), "outputs": list(report.outputs)}
 

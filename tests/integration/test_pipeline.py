@@ -25,7 +25,8 @@ from pydicom.uid import (
 from ctnode.config import Pipeline
 from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
-from ctnode.flow.pipeline import STEPS, process_series
+from ctnode.flow.job import STEPS
+from ctnode.flow.pipeline import process_series
 from ctnode.words import LungStatus, Refusal, VolumeStatus
 from tests.phantom_series import (
     CORONAL,
