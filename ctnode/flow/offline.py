@@ -18,7 +18,8 @@ from typing import Final
 from ctnode.archive.layout import path_part
 from ctnode.config import Config
 from ctnode.ct.source import Frame, read_frame
-from ctnode.flow.pipeline import Job, process_frames
+from ctnode.flow.job import Job
+from ctnode.flow.pipeline import process_frames
 from ctnode.flow.unpack import Found, Skipped, find, is_part10
 from ctnode.ops.durable import fsync_directory
 from ctnode.words import Issue, LungStatus, Refusal, Severity, Unavailable, VolumeReport, VolumeStatus
@@ -162,7 +163,9 @@ def _publish(series: _Series, out: Path, config: Config, on_step: Callable[[str]
     aside = work.with_name(work.name + ".old")
     try:
         work.chmod(0o755)
-        job = Job(series.study, series.series, 1, made_at(series.frames), work, config.pipeline, on_step)
+        job = Job(
+            series.study, series.series, 1, made_at(series.frames), work, config.pipeline, on_step, config.outputs
+        )
         report = _run(series, job)
         if report.outputs:
             if final.exists():
