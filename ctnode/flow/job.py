@@ -58,10 +58,14 @@ class Job:
 
 @dataclass(slots=True)
 class Run:
-    """One series on its way: what was noticed, how long each step took, what is written."""
+    """One volume of a series on its way: what was noticed, how long each step took, what is written.
+
+    ``number`` counts the volumes of the series from 1; from 2 on it stands in the names of the files.
+    """
 
     job: Job
     issues: list[Issue]
+    number: int = 1
     seconds: dict[str, float] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
 
@@ -77,5 +81,11 @@ class Run:
 
     def path(self, name: str) -> Path:
         """Return the place of an output and list it."""
+        name = self.named(name)
         self.outputs.append(name)
         return self.job.out / name
+
+    def named(self, name: str) -> str:
+        """Return the name of an output of this volume: ``ct_2.nii.gz`` for ``ct.nii.gz`` of the second."""
+        stem, dot, extension = name.partition(".")
+        return name if self.number == 1 else f"{stem}_{self.number}{dot}{extension}"

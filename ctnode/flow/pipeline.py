@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -20,12 +20,13 @@ import numpy as np
 from ctnode import __version__
 from ctnode.config import Outputs, Pipeline
 from ctnode.ct.grid import Grid, Volume
-from ctnode.ct.select import choose
+from ctnode.ct.select import Candidate, candidates, remarks
 from ctnode.ct.source import Frame, read_frames
 from ctnode.ct.volume import build
 from ctnode.flow.job import Job, Run, noop
 from ctnode.flow.products import Products, write_products
 from ctnode.ops.durable import fsync_directory
+from ctnode.ops.process import peak_bytes
 from ctnode.results.sidecar import write_json
 from ctnode.words import Issue, LungStatus, Refusal, Severity, VolumeReport, VolumeStatus
 
@@ -44,15 +45,20 @@ def process_series(
     settings: Pipeline,
     on_step: Callable[[str], None] = noop,
     wanted: Outputs | None = None,
-) -> VolumeReport:
-    """Turn the files of one series, in any order, into the result files in ``out``; see ``Job`` for the rest."""
+) -> list[VolumeReport]:
+    """Turn the files of one series, in any order, into the result files in ``out``; see ``Job`` for the rest.
+
+    There is one report for each volume that was to be converted (``pipeline.volumes``), the main one first.
+    """
     job = Job(study, series, revision, made_at, out, settings, on_step, wanted or Outputs())
     started = time.perf_counter()
     frames, faults = read_frames(files)
     return process_frames(frames, faults, job, read_s=time.perf_counter() - started)
 
 
-def process_frames(frames: Sequence[Frame], faults: Sequence[Issue], job: Job, *, read_s: float = 0.0) -> VolumeReport:
+def process_frames(
+    frames: Sequence[Frame], faults: Sequence[Issue], job: Job, *, read_s: float = 0.0
+) -> list[VolumeReport]:
     """Do the same for headers that are read already; ``read_s`` counts to the first step."""
     run = _Run(job, list(faults))
     run.seconds["select"] = read_s
@@ -61,16 +67,42 @@ def process_frames(frames: Sequence[Frame], faults: Sequence[Issue], job: Job, *
         if not frames:
             raise Refusal("the series holds no readable image", code="NO_FILES")
         with run.step("select"):
-            chosen = choose(frames, run.issues)
+            found = candidates(frames, run.issues)
+    except Refusal as refusal:
+        return [run.refused(refusal, digests)]
+    wanted = len(found) if job.settings.volumes == "all" else 1
+    general = list(run.issues)
+    reports = []
+    for index in range(wanted):
+        if index:
+            run = _Run(job, list(general), index + 1)
+        run.issues.extend(remarks(found, index, converted=wanted > 1))
+        run.others = [candidate for number, candidate in enumerate(found) if number != index]
+        reports.append(_convert(run, found[index], digests))
+    return reports
+
+
+def _convert(run: _Run, candidate: Candidate, digests: Sequence[str]) -> VolumeReport:
+    try:
+        if candidate.refusal is not None:
+            raise candidate.refusal
         with run.step("decode"):
-            volume = build(chosen, run.issues, digests)
+            volume = build(candidate.frames, run.issues, digests)
     except Refusal as refusal:
         return run.refused(refusal, digests)
-    return run.results(volume, len(frames))
+    return run.results(volume, len(digests))
 
 
+def refuse(frames: Sequence[Frame], faults: Sequence[Issue], job: Job, refusal: Refusal) -> VolumeReport:
+    """Write what a run that was cut short would have written, had it refused the series itself."""
+    return _Run(job, list(faults)).refused(refusal, [frame.digest for frame in frames])
+
+
+@dataclass(slots=True)
 class _Run(Run):
-    """A run and how it ends."""
+    """A run and how it ends; ``others`` are the other volumes of the series."""
+
+    others: Sequence[Candidate] = ()
 
     def refused(self, refusal: Refusal, digests: Sequence[str]) -> VolumeReport:
         self.issues.append(Issue(refusal.code, Severity.ERROR, str(refusal)))
@@ -83,7 +115,7 @@ class _Run(Run):
             write_json(self.path("ct.json"), {**_SOFTWARE, "ctnode": own})
             self._sync()
         report = self._report(VolumeStatus.REFUSED, tuple(self.issues), LungStatus.NOT_RUN, ())
-        return report if refusal.code not in _NO_VOLUME else _without_volume(report)
+        return report if refusal.code not in _NO_VOLUME else replace(report, volume=0)
 
     def results(self, volume: Volume, sources: int) -> VolumeReport:
         products = write_products(self, volume)
@@ -115,9 +147,11 @@ class _Run(Run):
                 for issue in issues
             ],
             "revision": self.job.revision,
+            "volume": self.number,
+            "other_volumes": [candidate.as_json() for candidate in self.others],
             "settings": {**self.job.settings.model_dump(), "digest": self.job.settings_digest()},
             "seconds": _rounded(self.seconds),
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_rss_bytes": peak_bytes(),
         }
 
     def _sidecar(self, volume: Volume, products: Products, sources: int) -> dict[str, object]:
@@ -144,26 +178,19 @@ class _Run(Run):
         return VolumeReport(
             study=self.job.study,
             series=self.job.series,
-            volume=1,
+            volume=self.number,
             status=status,
             issues=issues,
             lungs=lungs,
             reasons=reasons,
             directory=str(self.job.out),
             seconds=_rounded(self.seconds),
-            peak_rss_bytes=peak_rss_bytes(),
+            peak_rss_bytes=peak_bytes(),
             outputs=tuple(sorted(self.outputs)),
         )
 
 
 _SOFTWARE: Final = {"ConversionSoftware": "ctnode", "ConversionSoftwareVersion": __version__}
-
-
-def _without_volume(report: VolumeReport) -> VolumeReport:
-    return VolumeReport(
-        report.study, report.series, 0, report.status, report.issues, report.lungs, report.reasons, report.directory,
-        report.seconds, report.peak_rss_bytes, report.outputs,
-    )  # fmt: skip
 
 
 def _geometry(grid: Grid) -> dict[str, object]:
@@ -176,8 +203,3 @@ def _geometry(grid: Grid) -> dict[str, object]:
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
-
-
-def peak_rss_bytes() -> int:
-    """Return the largest resident memory this process ever had (Linux counts kibibytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

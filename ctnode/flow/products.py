@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ctnode.config import Pipeline
+from ctnode.config import Outputs, Pipeline
 from ctnode.ct.grid import Grid, Volume
-from ctnode.ct.volume import HU
+from ctnode.ct.volume import HU, UNMEASURABLE
 from ctnode.flow.job import Run
 from ctnode.results.nifti import write_nifti
 from ctnode.results.sidecar import write_json
@@ -44,6 +45,19 @@ class Products:
     grid: Grid | None
     png_offset_hu: int | None
     issues: tuple[Issue, ...] = ()
+
+
+def preload(wanted: Outputs) -> None:
+    """Import the modules that ``write_products`` will need for ``wanted``."""
+    modules = []
+    if wanted.iso or wanted.array != "none":
+        modules += ["scipy.sparse", "ctnode.ct.resample"]
+    if wanted.lungs:
+        modules += ["ctnode.ct.lungs", "ctnode.ct.measure", "ctnode.results.report"]
+    if wanted.preview or wanted.lungs:
+        modules.append("ctnode.results.png")
+    for name in modules:
+        importlib.import_module(name)
 
 
 def write_products(run: Run, volume: Volume) -> Products:
@@ -89,7 +103,7 @@ def _resample(run: Run, volume: Volume, grid: Grid, write: Callable[[Callable[[]
         what = "CT in HU, isotropic" if len(set(np.round(grid.spacing_mm, 6))) == 1 else "CT in HU, resampled"
         write(partial(write_nifti, run.path("ct_iso.nii.gz"), voxels, grid, description=what))
     if wanted.array != "none" and volume.unit == HU:
-        run.outputs.append("ct_norm.json")
+        run.outputs.append(run.named("ct_norm.json"))
         write(
             partial(
                 write_normalised, run.path("ct_norm.npy"), voxels, grid,
@@ -104,6 +118,11 @@ def _lungs(run: Run, volume: Volume, grid: Grid | None) -> tuple[LungStatus, tup
         return LungStatus.NOT_RUN, ("not wanted (outputs.lungs)",)
     if volume.unit != HU:
         return LungStatus.NOT_RUN, (f"the values are in {volume.unit}, not HU",)
+    if run.number > 1:
+        return LungStatus.NOT_RUN, ("lungs are looked for in the main volume of a series",)
+    reasons = tuple(issue.action for issue in volume.issues if issue.code in UNMEASURABLE)
+    if reasons:
+        return LungStatus.NOT_RUN, reasons
     with run.step("lungs"):
         from ctnode.ct.lungs import segment
 
