@@ -101,6 +101,9 @@ class Pipeline(_Section):
     interpolation: Literal["linear", "cubic", "area"] = Field(
         "linear", description="linear, cubic (sharper, never beyond its neighbours) or area (mean over larger voxels)"
     )
+    volumes: Literal["main", "all"] = Field(
+        "main", description="which volumes of a series are converted; all: ct_2.nii.gz and so on beside the main one"
+    )
     labels: Literal["nearest", "one-hot"] = Field(
         "nearest", description="how masks are resampled; one-hot gives smoother surfaces"
     )
@@ -226,14 +229,14 @@ class Config(_Section):
 # Keys that a running node takes over on SIGHUP; everything else needs a restart.
 RELOADABLE: Final = frozenset(
     {
-        "node.called_ae_titles", "node.accept_unknown", "node.drain_s", "storage.reserve_mb", "storage.reserve_inodes",
-        "receiver.max_associations", "receiver.max_object_mb", "receiver.request_timeout_s", "receiver.idle_timeout_s",
-        "completion.quiet_s", "completion.called_ae_quiet_s", "completion.max_wait_s", "completion.association_hold_s",
-        "worker.memory_mb", "worker.timeout_s", "pipeline.spacing_mm", "pipeline.size", "pipeline.interpolation",
-        "pipeline.labels", "outputs.iso", "outputs.lungs", "outputs.preview", "outputs.window", "outputs.png16",
-        "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
-        "delivery.first_retry_s", "delivery.max_retry_s", "delivery.timeout_s", "inbox.settle_s",
-        "log.level", "peers", "targets",
+        "node.called_ae_titles", "node.accept_unknown", "node.drain_s", "storage.reserve_mb",
+        "storage.reserve_inodes", "receiver.max_associations", "receiver.max_object_mb", "receiver.request_timeout_s",
+        "receiver.idle_timeout_s", "completion.quiet_s", "completion.called_ae_quiet_s", "completion.max_wait_s",
+        "completion.association_hold_s", "worker.memory_mb", "worker.timeout_s", "pipeline.spacing_mm",
+        "pipeline.volumes", "pipeline.size", "pipeline.interpolation", "pipeline.labels", "outputs.iso",
+        "outputs.lungs", "outputs.preview", "outputs.window", "outputs.png16", "outputs.array",
+        "outputs.array_clip_hu", "outputs.array_mean", "delivery.first_retry_s", "delivery.max_retry_s",
+        "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
     }
 )  # fmt: skip
 

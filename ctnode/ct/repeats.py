@@ -36,7 +36,7 @@ def _positions(frames: Sequence[Frame], *, same_mm: float = 0.01) -> list[list[F
     return found
 
 
-# The images of a volume, why it is apart from the first of its group, and what was left out of it.
+# The images of a volume, what tells it from the others of its group, and what was left out of it.
 Part = tuple[tuple[Frame, ...], tuple[str, str] | None, tuple[Issue, ...]]
 
 
@@ -101,7 +101,7 @@ def _split(places: Sequence[Sequence[Frame]]) -> list[Part]:
         split: list[Part] = []
         for (value, _), part in zip(ordered, parts, strict=True):
             assert part is not None
-            why = ("OTHER_ACQUISITION", f"{keyword} {value or 'missing'}") if split else None
+            why = ("OTHER_ACQUISITION", f"{keyword} {value or 'missing'}")
             split.append((part[0], why, _note_dropped(part[1])))
         return split
     repeated = [place for place in places if len(place) > 1]

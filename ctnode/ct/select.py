@@ -101,8 +101,7 @@ def remarks(found: Sequence[Candidate], index: int, *, converted: bool = False) 
         severity = (
             Severity.WARNING if other.refusal is not None and other.refusal.code == "AMBIGUOUS" else Severity.INFO
         )
-        code = other.reason[0] or "OTHER_GROUP"
-        issues.append(Issue(code, severity, f"{what}: {other.words}{names_of(other.frames)}"))
+        issues.append(Issue(other.reason[0], severity, f"{what}: {other.words}{names_of(other.frames)}"))
     return issues
 
 
@@ -131,12 +130,8 @@ def candidates(frames: Sequence[Frame], issues: list[Issue]) -> list[Candidate]:
         raise Refusal("no image says where it lies in the patient", code="NO_GEOMETRY")
     groups = _groups(placed)
     groups.sort(key=lambda group: (-len(group), _digest(group)))
-    found = [candidate for group in groups for candidate in _candidates(group, is_first=group is groups[0])]
-    found.sort(key=_rank)
-    if found[0].reason[0]:
-        return found
-    main = found[0].frames[0]
-    return [found[0], *(_compared(other, main) for other in found[1:])]
+    main, *others = sorted((candidate for group in groups for candidate in _candidates(group)), key=_rank)
+    return [replace(main, reason=("", "")), *(_compared(other, main.frames[0]) for other in others)]
 
 
 def _compared(candidate: Candidate, main: Frame) -> Candidate:
@@ -263,22 +258,21 @@ def _digest(frames: Sequence[Frame]) -> str:
     return hashlib.sha256("".join(f"{frame.digest}{frame.index}" for frame in frames).encode()).hexdigest()
 
 
-def _rank(candidate: Candidate, *, least: int = 4) -> tuple[bool, bool, bool, int, bool, str]:
+def _rank(candidate: Candidate, *, least: int = 4) -> tuple[bool, bool, bool, int]:
     """Sort the main volume to the front.
 
     Neither a handful (a localizer that does not say so, R2) nor what is refused; original before derived; then the
-    larger one (R6).
+    larger one (R6). Of equals the first stays first: groups come by digest, parts by the value that separates them.
     """
     frames = candidate.frames
     is_derived = frames[0].image_type[0] != "ORIGINAL"
-    is_other = candidate.reason[0] == "OTHER_ACQUISITION"
     refused = candidate.refusal is not None
-    return len(frames) < least, refused, is_derived, -len(frames), is_other, _digest(frames)
+    return len(frames) < least, refused, is_derived, -len(frames)
 
 
-def _candidates(group: Sequence[Frame], *, is_first: bool) -> list[Candidate]:
+def _candidates(group: Sequence[Frame]) -> list[Candidate]:
     """Return the volumes of one group, which differ in one header value, or its refusal."""
-    reason = ("", "") if is_first else ("OTHER_GROUP", "another group")
+    reason = "OTHER_GROUP", "another group"
     try:
         parts = one_per_position(group)
     except Refusal as refusal:

@@ -39,6 +39,8 @@ class Tolerances:
         How far from a whole number a gap may be, in steps, to count as missing slices.
     growth
         A repaired stack has at most this many times the slices of its source (R15).
+    common_percent
+        Unequal gaps are made as small as this percentile of them (R15).
     widest_mm, longest_mm
         No scanner has a larger field of view or a longer table: such spacings are not believed.
     """
@@ -56,6 +58,7 @@ class Tolerances:
     missing_part: float = 0.05
     whole_part: float = 0.1
     growth: float = 2.0
+    common_percent: float = 10.0
     widest_mm: float = 2000.0
     longest_mm: float = 5000.0
 
@@ -129,7 +132,8 @@ def _with_missing(found: _Indices, gaps: FloatArray, step_mm: float, tolerances:
 
 def _evened(depths: FloatArray, gaps: FloatArray, tolerances: Tolerances) -> Even:
     most = int(tolerances.growth * len(depths))
-    intervals = depths[-1] / gaps.min()
+    # The step that the closest slices have in common: where two sequences meet, one gap can be tiny.
+    intervals = depths[-1] / np.percentile(gaps, tolerances.common_percent, method="lower")
     count = min(most, int(np.ceil(intervals - tolerances.whole_part)) + 1)
     step_mm = float(depths[-1]) / (count - 1)
     places: FloatArray = step_mm * np.arange(count, dtype=np.float64)

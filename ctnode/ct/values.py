@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from ctnode.ct.dataset import first_item, numbers, readable
 from ctnode.ct.decode import Stored, stored_values
@@ -136,6 +135,9 @@ def could_be_measured(frame: Frame) -> bool:
 
 def connected_to_border(mask: Mask) -> Mask:
     """Return the part of ``(y, x)`` ``mask`` that hangs together with the border of the image."""
+    # Seldom needed, and slow to import.
+    from scipy import ndimage
+
     labels, _ = ndimage.label(mask)
     border = np.zeros(int(labels.max()) + 1, dtype=np.bool_)
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
