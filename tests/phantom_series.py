@@ -81,11 +81,14 @@ def frame(**changes) -> Frame:
         "path": Path("nowhere"), "digest": "", "sop_class": "1.2.840.10008.5.1.4.1.1.2", "sop_uid": "",
         "study_uid": STUDY, "series_uid": SERIES, "frame_of_reference": "1.2", "modality": "CT",
         "transfer_syntax": "1.2.840.10008.1.2.1",
-        "little_endian": True, "frames": 1, "rows": 4, "columns": 4, "samples": 1, "photometric": "MONOCHROME2",
+        "little_endian": True, "frames": 1, "index": 0, "rows": 4, "columns": 4, "samples": 1,
+        "photometric": "MONOCHROME2",
         "bits_allocated": 16, "bits_stored": 16, "high_bit": 15, "signed": False, "orientation": (1, 0, 0, 0, 1, 0),
         "position_mm": (0.0, 0.0, 0.0), "pixel_spacing_mm": (1.0, 1.0), "slope": 1.0, "intercept": 0.0,
         "rescale_type": "HU", "has_lut": False, "padding": None, "padding_limit": None, "lossy": False,
-        "image_type": ("ORIGINAL", "PRIMARY", "AXIAL"), "discriminators": ("",) * len(DISCRIMINATORS), "taken_at": "",
+        "image_type": ("ORIGINAL", "PRIMARY", "AXIAL"), "discriminators": ("",) * len(DISCRIMINATORS),
+        "thickness_mm": 1.0,
+        "stack": "", "concatenation": None, "taken_at": "",
         "pixel_offset": 0, "pixel_length": 32,
     }  # fmt: skip
     plain.update(changes)

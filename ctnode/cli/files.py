@@ -35,12 +35,15 @@ _paths = click.argument("paths", nargs=-1, required=True, type=click.Path(exists
 @click.pass_obj
 def process(settings: Settings, paths: tuple[Path, ...], out: Path, json_wanted: bool) -> None:
     """Turn DICOM files, folders or zips into volumes, lungs and pictures; needs no node."""
-    from ctnode.flow.offline import process as process_offline
+    from ctnode.flow.workshop import Workshop
 
     config = settings.config()
     reports: list[VolumeReport] = []
-    with _Bar(is_shown=sys.stderr.isatty() and not json_wanted) as bar:
-        for report in process_offline(paths, out, config, bar.note):
+    # The workshop first: it starts while everything else is still imported.
+    with Workshop(config.worker, config.outputs) as workshop, _Bar(is_shown=_has_viewer(json_wanted)) as bar:
+        from ctnode.flow.offline import process as process_offline
+
+        for report in process_offline(paths, out, config, bar.note, workshop):
             reports.append(report)
             click.echo(json.dumps(report.as_json()) if json_wanted else _line(report))
     for skipped in [] if json_wanted else bar.skipped[:SKIPPED_SHOWN]:
@@ -51,6 +54,10 @@ def process(settings: Settings, paths: tuple[Path, ...], out: Path, json_wanted:
         raise NotFound("no DICOM image found", hint="name files, folders or zips that hold CT images")
     refused = any(report.status is VolumeStatus.REFUSED for report in reports)
     raise click.exceptions.Exit(ExitCode.FINDINGS if refused else ExitCode.OK)
+
+
+def _has_viewer(json_wanted: bool) -> bool:
+    return sys.stderr.isatty() and not json_wanted
 
 
 class _Bar:

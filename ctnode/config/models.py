@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, field_validator
 
 # PS3.5 6.2: up to 16 characters of the default repertoire, no backslash, not only spaces.
 AeTitle = Annotated[
@@ -15,10 +15,14 @@ AeTitle = Annotated[
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Side = Annotated[int, Field(ge=1, le=4096)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 ResultKind = Literal["report"]
 Service = Literal["echo", "store"]
 Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
+
+# Under it, a chest would fill the memory of any machine.
+LEAST_SPACING_MM: Final = 0.2
 
 
 class _Section(BaseModel):
@@ -108,8 +112,61 @@ class Pipeline(_Section):
     """What is computed."""
 
     spacing_mm: float = Field(
-        1.0, ge=0.2, le=20, description="edge in millimetres of the isotropic voxels of ct_iso and lungs_iso"
+        1.0,
+        ge=0,
+        le=20,
+        description="edge in millimetres of the voxels of ct_iso and lungs_iso, from 0.2; 0: the grid of the scan",
     )
+    size: tuple[()] | tuple[Side, Side, Side] = Field(
+        (),
+        strict=False,
+        description="columns, rows and slices of ct_iso over the whole field of view; empty: by spacing_mm",
+    )
+    interpolation: Literal["linear", "cubic", "area"] = Field(
+        "linear", description="linear, cubic (sharper, never beyond its neighbours) or area (mean over larger voxels)"
+    )
+    volumes: Literal["main", "all"] = Field(
+        "main", description="which volumes of a series are converted; all: ct_2.nii.gz and so on beside the main one"
+    )
+    labels: Literal["nearest", "one-hot"] = Field(
+        "nearest", description="how masks are resampled; one-hot gives smoother surfaces"
+    )
+
+    @field_validator("spacing_mm")
+    @classmethod
+    def _no_tiny_voxels(cls, value: float) -> float:
+        if 0 < value < LEAST_SPACING_MM:
+            raise ValueError(f"Input should be 0 or at least {LEAST_SPACING_MM}")
+        return value
+
+
+class Outputs(_Section):
+    """Which results are written, beside ct.json and ct.nii.gz."""
+
+    iso: bool = Field(default=True, description="ct_iso.nii.gz and lungs_iso.nii.gz")
+    lungs: bool = Field(default=True, description="lung masks with their pictures, measurements.json and report.dcm")
+    preview: bool = Field(default=True, description="preview.png")
+    window: Literal["auto", "header", "lung", "mediastinum", "bone", "brain", "soft tissue"] = Field(
+        "auto", description="window of preview.png; header: the first one of the source"
+    )
+    png16: bool = Field(
+        default=False,
+        description="every slice of ct.nii.gz without loss as 16-bit PNG in slices.zip (offset in ct.json)",
+    )
+    array: Literal["none", "float16", "float32"] = Field(
+        "none", description="ct_norm.npy, ready for a network, on the grid of ct_iso, with its affine in ct_norm.json"
+    )
+    array_clip_hu: tuple[FiniteFloat, FiniteFloat] = Field(
+        (-1000.0, 400.0), strict=False, description="HU that become 0 and 1 in ct_norm.npy; values beyond are cut"
+    )
+    array_mean: FiniteFloat = Field(0.25, description="subtracted from the values of ct_norm.npy at the end")
+
+    @field_validator("array_clip_hu")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("the first should be less than the second")
+        return value
 
 
 class Delivery(_Section):
@@ -151,8 +208,10 @@ class Peer(_Section):
         "",
         description="subject, common name, DNS name or sha256:HEX of the certificate it shows (TLS); empty: any",
     )
-    services: tuple[Service, ...] = Field(("echo", "store"), description="services the peer may use")
-    sop_classes: tuple[Uid, ...] = Field((), description="UIDs of the SOP classes it may store; empty: all")
+    services: tuple[Service, ...] = Field(("echo", "store"), strict=False, description="services the peer may use")
+    sop_classes: tuple[Uid, ...] = Field(
+        (), strict=False, description="UIDs of the SOP classes it may store; empty: all"
+    )
     max_associations: int | None = Field(
         None, ge=1, le=900, description="its associations at the same time; default: as many as its address may have"
     )
@@ -197,6 +256,7 @@ class Config(_Section):
     completion: Completion = Field(default_factory=Completion)
     worker: Worker = Field(default_factory=Worker)
     pipeline: Pipeline = Field(default_factory=Pipeline)
+    outputs: Outputs = Field(default_factory=Outputs)
     delivery: Delivery = Field(default_factory=Delivery)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
@@ -225,7 +285,10 @@ RELOADABLE: Final = frozenset(
         "receiver.max_associations", "receiver.max_per_address", "receiver.max_object_mb", "receiver.request_timeout_s",
         "receiver.idle_timeout_s", "receiver.pdu_timeout_s", "tls.key", "tls.ca", "tls.require_client_certificate",
         "completion.quiet_s", "completion.called_ae_quiet_s", "completion.max_wait_s", "completion.association_hold_s",
-        "worker.memory_mb", "worker.timeout_s", "pipeline.spacing_mm", "delivery.first_retry_s", "delivery.max_retry_s",
+        "worker.memory_mb", "worker.timeout_s", "pipeline.spacing_mm", "pipeline.volumes", "pipeline.size",
+        "pipeline.interpolation", "pipeline.labels", "outputs.iso", "outputs.lungs", "outputs.preview",
+        "outputs.window", "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
+        "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
     }
 )  # fmt: skip

@@ -7,26 +7,33 @@ size that the header promises is compared with what is there before anything is 
 from __future__ import annotations
 
 import os
-import struct
+import sys
+import threading
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
-from ctnode.ct.source import DEFLATED, NATIVE, UNDEFINED_LENGTH, Frame, inflated
+from ctnode.ct.dataset import DEFLATED, NATIVE, UNDEFINED_LENGTH, inflate, read_meta
+from ctnode.ct.encapsulated import codestream, codestream_size
+from ctnode.ct.source import Frame
 from ctnode.words import Refusal
 
 Stored = npt.NDArray[np.uint16 | np.int16]
 _Raw = npt.NDArray[Any]
 
+EXTENDED: Final = "1.2.840.10008.1.2.4.51"
 _JPEG_FAMILY: Final = "1.2.840.10008.1.2.4."
 # Which plug-in of pydicom decodes what, and the package it comes from. One decoder for each syntax: GDCM ends the whole
 # process on some damaged JPEG 2000 streams, so it gets only what nothing else decodes.
 _DECODERS: Final = {
     "1.2.840.10008.1.2.4.50": ("pillow", "Pillow"),
+    EXTENDED: ("gdcm", "python-gdcm"),
     "1.2.840.10008.1.2.4.57": ("gdcm", "python-gdcm"),
     "1.2.840.10008.1.2.4.70": ("gdcm", "python-gdcm"),
     "1.2.840.10008.1.2.4.80": ("pyjpegls", "pyjpegls"),
@@ -71,22 +78,33 @@ def _dtype(frame: Frame) -> np.dtype[Any]:
 
 
 def _native(frame: Frame) -> _Raw:
-    expected = frame.rows * frame.columns * frame.bits_allocated // 8
+    one = frame.rows * frame.columns * frame.bits_allocated // 8
+    expected = one * frame.frames
     # PS3.5 7.1.1: a value of odd length carries one byte of padding; anything else does not fit the header.
     if frame.pixel_length not in (expected, expected + expected % 2):
         raise _bad(frame, f"has {frame.pixel_length} bytes of pixels where its header promises {expected}")
+    if frame.index >= frame.frames:
+        raise _bad(frame, f"is beyond the {frame.frames} frames that its header promises")
+    offset = frame.pixel_offset + frame.index * one
     if frame.transfer_syntax == DEFLATED:
-        data = inflated(frame.path)[frame.pixel_offset : frame.pixel_offset + expected]
+        data = _inflated(frame.path, frame.digest, frame.pixel_offset + expected)[offset : offset + one]
     else:
         with frame.path.open("rb") as file:
-            data = os.pread(file.fileno(), expected, frame.pixel_offset)
-    if len(data) != expected:
-        raise _bad(frame, f"is cut off after {len(data)} of {expected} bytes of pixels")
+            data = os.pread(file.fileno(), one, offset)
+    if len(data) != one:
+        raise _bad(frame, f"is cut off after {len(data)} of {one} bytes of pixels")
     values = np.frombuffer(data, dtype=_dtype(frame)).reshape(frame.rows, frame.columns)
     # 8 bits inside 16-bit big endian words (OW) cannot be told from OB here, so they are refused.
     if frame.bits_allocated == 8 and not frame.little_endian:
         raise _bad(frame, "has 8-bit pixels in big endian order")
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+# One data set is kept, since all frames of a file lie in it; its size was promised by the header and checked.
+@lru_cache(maxsize=1)
+def _inflated(path: Path, _digest: str, most_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        return inflate(file, read_meta(file)[0], most_bytes)
 
 
 def _encapsulated(frame: Frame) -> _Raw:
@@ -100,19 +118,15 @@ def _encapsulated(frame: Frame) -> _Raw:
             code="NO_DECODER",
             hint="none of the installed packages decodes it; send the series in another transfer syntax",
         )
-    size = frame.path.stat().st_size - frame.pixel_offset
-    with frame.path.open("rb") as file:
-        encoded = os.pread(file.fileno(), size, frame.pixel_offset)
-    try:
-        codestream = next(generate_frames(encoded, number_of_frames=1))
-    except Exception:  # noqa: BLE001 - hostile bytes: whatever is raised, this image has no pixels
-        raise _bad(frame, "has damaged encapsulated pixels") from None
+    if frame.index >= frame.frames:
+        raise _bad(frame, f"is beyond the {frame.frames} frames that its header promises")
+    encoded = codestream(frame)
     expected = frame.rows, frame.columns, 1
-    if frame.transfer_syntax.startswith(_JPEG_FAMILY) and (declared := codestream_size(codestream)) != expected:
+    if frame.transfer_syntax.startswith(_JPEG_FAMILY) and (declared := codestream_size(encoded)) != expected:
         raise _bad(frame, f"holds a codestream of {declared} where its header says {expected} (rows, columns, samples)")
     try:
-        values, _ = get_decoder(UID(frame.transfer_syntax)).as_array(
-            encoded, index=0, raw=True, decoding_plugin=plugin, **_options(frame)
+        values = (
+            _gdcm_extended(encoded, frame) if frame.transfer_syntax == EXTENDED else _plugin(encoded, frame, plugin)
         )
     except Exception:  # noqa: BLE001 - each decoder raises its own kind of error
         raise Refusal(
@@ -123,6 +137,68 @@ def _encapsulated(frame: Frame) -> _Raw:
     if values.shape != (frame.rows, frame.columns) or values.dtype.itemsize * 8 != frame.bits_allocated:
         raise _bad(frame, "was decoded to another size than its header says")
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _plugin(encoded: bytes, frame: Frame, plugin: str) -> _Raw:
+    values, _ = get_decoder(UID(frame.transfer_syntax)).as_array(
+        encapsulate([encoded], has_bot=False), index=0, raw=True, decoding_plugin=plugin, **_options(frame)
+    )
+    decoded: _Raw = values
+    return decoded
+
+
+def _gdcm_extended(encoded: bytes, frame: Frame) -> _Raw:
+    """Decode JPEG Extended with GDCM itself: the plug-ins of pydicom refuse more than 8 bits of it."""
+    import gdcm
+
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(encoded)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((frame.columns, frame.rows, 1))
+    image.SetDataElement(element)
+    grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(EXTENDED)))
+    bits = frame.bits_allocated, frame.bits_stored, frame.bits_stored - 1, int(frame.signed)
+    image.SetPixelFormat(gdcm.PixelFormat(1, *bits))
+    with _silence:
+        # GDCM gives the bytes as text.
+        data = image.GetBuffer().encode("utf-8", "surrogateescape")
+    return np.frombuffer(data, dtype=_dtype(frame)).reshape(frame.rows, frame.columns)
+
+
+class _Silence:
+    """Keep what libjpeg prints about 12-bit data away from the terminal; several threads may be inside at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved = -1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                sys.stderr.flush()
+                self._saved = os.dup(2)
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 2)
+                os.close(nowhere)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                os.dup2(self._saved, 2)
+                os.close(self._saved)
+
+
+_silence = _Silence()
 
 
 def _options(frame: Frame) -> dict[str, Any]:
@@ -137,25 +213,3 @@ def _options(frame: Frame) -> dict[str, Any]:
         "pixel_representation": int(frame.signed),
         "pixel_keyword": "PixelData",
     }
-
-
-def codestream_size(codestream: bytes) -> tuple[int, int, int] | None:
-    """Return ``(rows, columns, samples)`` that a JPEG, JPEG-LS or JPEG 2000 codestream declares, None if none.
-
-    A few bytes can declare a picture that fills the memory, and the decoders allocate what they declare.
-    """
-    if codestream[:4] == b"\xff\x4f\xff\x51" and len(codestream) >= 42:  # ISO 15444-1 A.5.1: SIZ
-        right, bottom, left, top = struct.unpack_from(">4I", codestream, 8)
-        samples = struct.unpack_from(">H", codestream, 40)[0]
-        return bottom - top, right - left, samples
-    position = 2
-    while position + 10 <= len(codestream) and codestream[position] == 0xFF:  # ISO 10918-1 B.2.2: SOFn
-        marker = codestream[position + 1]
-        if marker == 0xFF:
-            position += 1
-            continue
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns, samples = struct.unpack_from(">2HB", codestream, position + 5)
-            return rows, columns, samples
-        position += 2 + struct.unpack_from(">H", codestream, position + 2)[0]
-    return None

@@ -1,19 +1,48 @@
 """Where the slices lie: order, spacing, regularity and the exact LPS affine, as pure functions of header values.
 
-What cannot be placed on a regular grid without resampling is refused with its own code; nothing is guessed from
-slice location, instance number, slice thickness or file name (rules R8 to R16).
+Nothing is guessed from slice location, instance number, slice thickness, gantry tilt or file name (rules R8 to R16).
+A stack that is not regular gets a plan of how its slices make a regular, upright one, and the issues that say so;
+``ctnode.ct.repair`` carries it out. What no plan makes true is refused with its own code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from ctnode.ct.grid import FloatArray, Grid
+from ctnode.ct.spacing import DEFAULT, Tolerances, even_depths
 from ctnode.words import Issue, Refusal, Severity
+
+_Indices = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Plan:
+    """How slices in the order of space make the slices of a grid.
+
+    Parameters
+    ----------
+    lower, upper
+        ``(nz,)`` index of the two source slices between which each slice of the grid lies.
+    share
+        ``(nz,)`` float64, the part of ``upper``; 0: the lower one as it is.
+    shifts
+        ``(n, 2)`` float64, columns and rows by which each source slice is moved on the grid, never negative.
+    """
+
+    lower: _Indices
+    upper: _Indices
+    share: FloatArray
+    shifts: FloatArray
+
+    @property
+    def is_tilted(self) -> bool:
+        """Return whether slices are moved in their plane."""
+        return bool(self.shifts.any())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -23,16 +52,19 @@ class Placement:
     Parameters
     ----------
     order
-        Index into the given positions for each slice of the grid, ascending along the normal.
+        Index into the given positions for each source slice, ascending along the normal.
     grid
         Its affine is orthogonal, in LPS millimetres.
     issues
-        What was noticed and left as it is.
+        What was noticed, and what the plan repairs.
+    plan
+        None where the source slices are the slices of the grid.
     """
 
     order: tuple[int, ...]
     grid: Grid
     issues: tuple[Issue, ...]
+    plan: Plan | None = None
 
 
 def axes(orientation: Sequence[float], *, cosine_tolerance: float = 1e-3) -> FloatArray:
@@ -67,15 +99,10 @@ def place(
     rows: int,
     columns: int,
     *,
-    regularity_mm: float = 0.1,
-    regularity_part: float = 0.1,
-    tilt_degrees: float = 0.1,
-    drift_pixels: float = 0.5,
-    rounding_mm: float = 0.05,
-    exact_drift_mm: float = 0.01,
-    least_slices: int = 3,
+    thickness_mm: float | None = None,
+    tolerances: Tolerances = DEFAULT,
 ) -> Placement:
-    """Order the slices and return the grid on which they lie.
+    """Order the slices and return the grid on which they lie, or on which a plan puts them.
 
     Parameters
     ----------
@@ -84,98 +111,128 @@ def place(
     positions_mm
         ``(n, 3)`` ImagePositionPatient, LPS, in any order, no two alike.
     pixel_spacing_mm
-        PixelSpacing: (distance of rows, distance of columns).
-    regularity_mm, regularity_part
-        A slice may be this far from its place: the smaller of millimetres and part of the spacing (rule R13).
-    tilt_degrees, drift_pixels
-        Largest angle between the line of positions and the normal, and largest drift in the plane over the whole
-        stack, that is not a tilt (rule R12).
-    rounding_mm
-        A drift that positions rounded to 0.1 mm can feign; no angle is read from less.
-    exact_drift_mm
-        Drift that is noted.
-    least_slices
-        With fewer slices nothing shows whether one is missing between them.
+        PixelSpacing: (distance of rows, distance of columns) (R10).
+    thickness_mm
+        SliceThickness; used for a slice that is alone, never else (R11).
 
     Raises
     ------
     Refusal
-        Codes ``BAD_ORIENTATION``, ``BAD_SPACING``, ``SINGLE_SLICE``, ``TOO_FEW_SLICES``, ``SAME_POSITION``, ``TILT``,
-        ``CURVED``, ``MISSING_SLICES``, ``UNEQUAL_SPACING``.
+        Codes ``BAD_ORIENTATION``, ``BAD_SPACING``, ``SINGLE_SLICE`` (without a thickness), ``SAME_POSITION``,
+        ``TILT`` (too steep), ``CURVED``, ``MISSING_SLICES`` (more than there are).
     """
     frame_axes = axes(orientation)
-    if min(pixel_spacing_mm) <= 0:
-        raise Refusal("PixelSpacing is not positive", code="BAD_SPACING")
-    count = len(positions_mm)
-    if count == 1:
-        raise Refusal("one slice alone has no spacing", code="SINGLE_SLICE")
-    if count < least_slices:
-        raise Refusal(f"{count} slices do not show whether one is missing between them", code="TOO_FEW_SLICES")
+    sides_mm = rows * pixel_spacing_mm[0], columns * pixel_spacing_mm[1]
+    if min(pixel_spacing_mm) <= 0 or max(sides_mm) > tolerances.widest_mm:
+        raise Refusal("PixelSpacing is not positive, or larger than any field of view", code="BAD_SPACING")
+    if len(positions_mm) == 1:
+        return _alone(frame_axes, positions_mm[0], pixel_spacing_mm, (rows, columns), thickness_mm, tolerances)
     depths = positions_mm @ frame_axes[2]
     order = np.argsort(depths, kind="stable")
-    depths, ordered = depths[order], positions_mm[order]
-    gaps = np.diff(depths)
-    step_mm = float(depths[-1] - depths[0]) / (count - 1)
-    if gaps.min() <= 1e-3 * step_mm or step_mm <= 0:
+    depths, ordered = depths[order] - depths[order[0]], positions_mm[order]
+    mean_mm = float(depths[-1]) / (len(depths) - 1)
+    if np.diff(depths).min() <= 1e-3 * mean_mm or mean_mm <= 0:
         raise Refusal("two slices share one position along the normal", code="SAME_POSITION")
-    issues = _check_line(
-        ordered, depths, frame_axes[2],
-        tilt_degrees=tilt_degrees, drift_mm=drift_pixels * min(pixel_spacing_mm), rounding_mm=rounding_mm,
-        exact_drift_mm=exact_drift_mm,
-    )  # fmt: skip
-    offsets = depths - (depths[0] + step_mm * np.arange(count))
-    if np.abs(offsets).max() > min(regularity_mm, regularity_part * step_mm):
-        _refuse_irregular(gaps)
+    if depths[-1] > tolerances.longest_mm:
+        raise Refusal(f"the stack is {depths[-1]:.0f} mm long", code="BAD_SPACING")
+    shifts, line_issues = _line(ordered, depths, frame_axes, pixel_spacing_mm, tolerances)
+    places, step_mm, depth_issues = even_depths(depths, tolerances)
+    base = shifts.min(axis=0)
+    shifts = shifts - base
+    enlarged = np.ceil(shifts.max(axis=0) - 1e-6).astype(int)
+    sides = columns + int(enlarged[0]), rows + int(enlarged[1])
+    if len(places) * sides[0] * sides[1] > tolerances.most_enlarged * len(depths) * rows * columns:
+        raise Refusal("an upright grid round the tilted stack would be mostly empty", code="TILT")
+    affine = _affine(frame_axes, ordered[0], pixel_spacing_mm, step_mm)
+    # Where the stack is not tilted this adds nothing at all, and the affine is that of the first slice to the bit.
+    affine[:3, 3] += affine[:3, 0] * base[0] + affine[:3, 1] * base[1]
+    is_even = all(issue.code != "UNEQUAL_SPACING" for issue in depth_issues)
+    limit_mm = min(tolerances.regularity_mm, tolerances.regularity_part * step_mm)
+    plan = _plan(places, depths, shifts, same_mm=limit_mm if is_even else tolerances.exact_drift_mm)
+    few = [] if len(depths) > 2 else [_TOO_FEW]
+    return Placement(
+        order=tuple(int(index) for index in order),
+        grid=Grid((len(places), sides[1], sides[0]), affine),
+        issues=(*line_issues, *depth_issues, *few),
+        plan=plan if plan.is_tilted or depth_issues else None,
+    )
+
+
+_TOO_FEW = Issue(
+    "TOO_FEW_SLICES", Severity.WARNING, "two slices do not show whether any is missing between them; not measured"
+)
+
+
+def _affine(
+    frame_axes: FloatArray, origin: FloatArray, pixel_spacing_mm: Sequence[float], step_mm: float
+) -> FloatArray:
     affine = np.eye(4)
     affine[:3, 0] = frame_axes[0] * pixel_spacing_mm[1]
     affine[:3, 1] = frame_axes[1] * pixel_spacing_mm[0]
     affine[:3, 2] = frame_axes[2] * step_mm
-    affine[:3, 3] = ordered[0]
-    return Placement(tuple(int(index) for index in order), Grid((count, rows, columns), affine), issues)
+    affine[:3, 3] = origin
+    return affine
 
 
-def _check_line(
+def _alone(
+    frame_axes: FloatArray,
+    position_mm: FloatArray,
+    pixel_spacing_mm: Sequence[float],
+    sides: tuple[int, int],
+    thickness_mm: float | None,
+    tolerances: Tolerances,
+) -> Placement:
+    if thickness_mm is None or not 0 < thickness_mm <= tolerances.longest_mm:
+        raise Refusal("one slice alone, without a SliceThickness, has no extent", code="SINGLE_SLICE")
+    text = f"one slice alone: its SliceThickness of {thickness_mm:g} mm stands in for the spacing; not measured"
+    return Placement(
+        order=(0,),
+        grid=Grid((1, *sides), _affine(frame_axes, position_mm, pixel_spacing_mm, thickness_mm)),
+        issues=(Issue("SINGLE_SLICE", Severity.WARNING, text),),
+    )
+
+
+def _line(
     positions_mm: FloatArray,
     depths: FloatArray,
-    normal: FloatArray,
-    *,
-    tilt_degrees: float,
-    drift_mm: float,
-    rounding_mm: float,
-    exact_drift_mm: float,
-) -> tuple[Issue, ...]:
-    """Compare the positions with a line along the normal; GantryDetectorTilt is never asked (rule R12)."""
-    in_plane = positions_mm - np.outer(depths, normal)
+    frame_axes: FloatArray,
+    pixel_spacing_mm: Sequence[float],
+    tolerances: Tolerances,
+) -> tuple[FloatArray, list[Issue]]:
+    """Return ``(n, 2)`` shifts in columns and rows, zero unless tilted; GantryDetectorTilt is not asked (R12, R16)."""
+    offsets = (positions_mm - positions_mm[0]) @ frame_axes[:2].T
     centred = depths - depths.mean()
-    drift_per_mm = centred @ (in_plane - in_plane.mean(axis=0)) / (centred @ centred)
-    line = in_plane.mean(axis=0) + np.outer(centred, drift_per_mm)
-    angle = float(np.degrees(np.arctan(np.linalg.norm(drift_per_mm))))
-    total_mm = float(np.linalg.norm(drift_per_mm) * (depths[-1] - depths[0]))
-    bend_mm = float(np.linalg.norm(in_plane - line, axis=1).max())
+    drift_per_mm = centred @ (offsets - offsets.mean(axis=0)) / (centred @ centred)
+    line = offsets.mean(axis=0) + np.outer(centred, drift_per_mm)
+    steepness = float(np.linalg.norm(drift_per_mm))
+    angle = float(np.degrees(np.arctan(steepness)))
+    total_mm = steepness * float(depths[-1])
+    bend_mm = float(np.linalg.norm(offsets - line, axis=1).max())
+    drift_mm = tolerances.drift_pixels * min(pixel_spacing_mm)
+    none = np.zeros_like(offsets)
     if bend_mm > drift_mm:
         raise Refusal(f"the slices do not lie on a straight line: {bend_mm:.2f} mm beside it", code="CURVED")
-    if (angle > tilt_degrees and total_mm > rounding_mm) or total_mm > drift_mm:
-        raise Refusal(f"the stack is tilted by {angle:.2f} degrees against its slices", code="TILT")
-    worst_mm = float(np.linalg.norm(in_plane - in_plane[0], axis=1).max())
-    if worst_mm > exact_drift_mm:
+    if angle > tolerances.steepest_degrees:
+        raise Refusal(f"the stack leans by {angle:.1f} degrees against its slices", code="TILT")
+    if (angle > tolerances.tilt_degrees and total_mm > tolerances.rounding_mm) or total_mm > drift_mm:
+        text = f"tilted by {angle:.2f} degrees against its slices; moved in their planes to an upright grid, linearly"
+        shifts = offsets / (pixel_spacing_mm[1], pixel_spacing_mm[0])
+        # An axis along which nothing moves but the last digits is left alone.
+        shifts[:, np.ptp(offsets, axis=0) <= tolerances.exact_drift_mm] = 0.0
+        return shifts, [Issue("TILT", Severity.WARNING, text)]
+    worst_mm = float(np.linalg.norm(offsets, axis=1).max())
+    if worst_mm > tolerances.exact_drift_mm:
         text = f"slices drift by up to {worst_mm:.3f} mm in their plane, less than half a pixel; left as they are"
-        return (Issue("SMALL_DRIFT", Severity.INFO, text),)
-    return ()
+        return none, [Issue("SMALL_DRIFT", Severity.INFO, text)]
+    return none, []
 
 
-def _refuse_irregular(gaps_mm: FloatArray, *, integer_part: float = 0.1) -> NoReturn:
-    """Tell missing slices (gaps at whole multiples of the usual step, rule R14) from unequal spacing (R15)."""
-    usual_mm = float(np.median(gaps_mm))
-    multiples = gaps_mm / usual_mm
-    whole = np.rint(multiples)
-    if (np.abs(multiples - whole) <= integer_part).all() and whole.max() > 1 and (whole == 1).mean() >= 0.5:
-        after = np.flatnonzero(whole > 1)
-        missing = int((whole[after] - 1).sum())
-        raise Refusal(
-            f"{missing} of {len(gaps_mm) + 1 + missing} slices are missing, after slice "
-            + ", ".join(str(int(index)) for index in after),
-            code="MISSING_SLICES",
-        )
-    raise Refusal(
-        f"the spacing of slices varies from {gaps_mm.min():.3f} to {gaps_mm.max():.3f} mm", code="UNEQUAL_SPACING"
-    )
+def _plan(places: FloatArray, depths: FloatArray, shifts: FloatArray, *, same_mm: float) -> Plan:
+    """Return between which slices each place lies; a slice within ``same_mm`` of a place is taken as it is."""
+    upper = np.clip(np.searchsorted(depths, places), 1, len(depths) - 1)
+    lower = upper - 1
+    below_mm, above_mm = places - depths[lower], depths[upper] - places
+    share = np.clip(below_mm / (below_mm + above_mm), 0.0, 1.0)
+    is_lower = (below_mm <= same_mm) & (below_mm <= above_mm)
+    is_upper = (above_mm <= same_mm) & ~is_lower
+    return Plan(np.where(is_upper, upper, lower), upper, np.where(is_lower | is_upper, 0.0, share), shifts)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
-
-from ctnode.ct.decode import stored_values
-from ctnode.ct.geometry import depths_mm
-from ctnode.ct.source import DISCRIMINATORS, Frame
+from ctnode.ct.repeats import names_of, one_per_position
+from ctnode.ct.source import Frame, in_order
+from ctnode.ct.volume import in_space, placement_of
 from ctnode.words import Issue, Refusal, Severity
 
 CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
@@ -29,12 +28,85 @@ _PICTURES: Final = frozenset(
 )  # fmt: skip
 _GREY: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
 
-# Tried last: virtual energies and material maps of one scan differ only here.
-_IMAGE_TYPE_4: Final = "ImageType value 4"
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Candidate:
+    """Images that form one volume, or would.
+
+    Parameters
+    ----------
+    frames
+        One for each position; all images of the group where they cannot be told apart.
+    reason
+        Why they are apart from the main volume: ``OTHER_GROUP`` or ``OTHER_ACQUISITION``, and in words.
+    dropped
+        What was left out inside this group.
+    refusal
+        Why there is no volume, None where headers promise one.
+    shape, spacing_mm
+        ``(z, y, x)`` of the volume; None where there is none.
+    """
+
+    frames: tuple[Frame, ...]
+    reason: tuple[str, str]
+    dropped: tuple[Issue, ...]
+    refusal: Refusal | None
+    shape: tuple[int, int, int] | None
+    spacing_mm: tuple[float, float, float] | None
+
+    @property
+    def words(self) -> str:
+        """Return what it is, for an issue."""
+        first = self.frames[0]
+        if self.refusal is not None or self.shape is None or self.spacing_mm is None:
+            what = f"no volume ({'' if self.refusal is None else self.refusal.code})"
+        else:
+            what = "a volume of " + " x ".join(f"{step:.3g}" for step in reversed(self.spacing_mm)) + " mm voxels"
+        return f"{len(self.frames)} images of {first.columns} x {first.rows} pixels, {what}: {self.reason[1]}"
+
+    def as_json(self) -> dict[str, object]:
+        """Return the geometry and the reason, for ``ct.json``."""
+        return {
+            "images": len(self.frames),
+            "shape_zyx": None if self.shape is None else list(self.shape),
+            "spacing_zyx_mm": None if self.spacing_mm is None else list(self.spacing_mm),
+            "code": self.reason[0],
+            "reason": self.reason[1],
+            "refused": None if self.refusal is None else self.refusal.code,
+        }
 
 
 def choose(frames: Sequence[Frame], issues: list[Issue]) -> tuple[Frame, ...]:
-    """Return the images of the main volume, one for each position, in no particular order of space.
+    """Return the images of the main volume, one for each position; ``issues`` grows by all that was left out.
+
+    Raises
+    ------
+    Refusal
+        Codes of ``candidates``, and why the main group is no volume: ``AMBIGUOUS`` or a code of ``geometry.place``.
+    """
+    found = candidates(frames, issues)
+    issues.extend(remarks(found, 0))
+    if found[0].refusal is not None:
+        raise found[0].refusal
+    return found[0].frames
+
+
+def remarks(found: Sequence[Candidate], index: int, *, converted: bool = False) -> list[Issue]:
+    """Return what the volume ``index`` of ``found`` has to say of itself and of the others."""
+    issues = list(found[index].dropped)
+    for number, other in enumerate(found, start=1):
+        if number == index + 1:
+            continue
+        what = f"volume {number} of this series" if converted else "left out"
+        severity = (
+            Severity.WARNING if other.refusal is not None and other.refusal.code == "AMBIGUOUS" else Severity.INFO
+        )
+        issues.append(Issue(other.reason[0], severity, f"{what}: {other.words}{names_of(other.frames)}"))
+    return issues
+
+
+def candidates(frames: Sequence[Frame], issues: list[Issue]) -> list[Candidate]:
+    """Return all volumes that the images form, the main one first (rule R6); nothing is decoded but repeated images.
 
     Parameters
     ----------
@@ -46,46 +118,68 @@ def choose(frames: Sequence[Frame], issues: list[Issue]) -> tuple[Frame, ...]:
     Raises
     ------
     Refusal
-        Codes ``NO_CT_IMAGES``, ``MULTIFRAME_NOT_SUPPORTED``, ``NO_GEOMETRY``, ``AMBIGUOUS``.
+        Codes ``NO_CT_IMAGES``, ``NO_GEOMETRY``, ``AMBIGUOUS``.
     """
-    images = _once(sorted(frames, key=lambda frame: (frame.sop_uid, frame.digest)), issues)
+    images = _once(sorted(frames, key=in_order), issues)
     images = _leave_out(images, _not_ct, Severity.INFO, issues)
     if not images:
         raise Refusal("the series holds no CT image that belongs to a volume", code="NO_CT_IMAGES")
-    multiframe = [frame for frame in images if frame.sop_class in MULTIFRAME_CT or frame.frames > 1]
-    if multiframe:
-        raise Refusal(
-            f"{len(multiframe)} of {len(images)} images are multi-frame, which cannot be read yet",
-            code="MULTIFRAME_NOT_SUPPORTED",
-            hint="send the series as single-frame CT images",
-        )
+    issues.extend(_missing_parts(images))
     placed = _leave_out(images, _without_place, Severity.WARNING, issues)
     if not placed:
         raise Refusal("no image says where it lies in the patient", code="NO_GEOMETRY")
     groups = _groups(placed)
-    groups.sort(key=_rank)
-    for group in groups[1:]:
-        text = f"{len(group)} images of another orientation, matrix, spacing, kind or frame of reference left out"
-        issues.append(Issue("OTHER_GROUP", Severity.INFO, text + _names(group)))
-    return _one_per_position(groups[0], issues)
+    groups.sort(key=lambda group: (-len(group), _digest(group)))
+    main, *others = sorted((candidate for group in groups for candidate in _candidates(group)), key=_rank)
+    return [replace(main, reason=("", "")), *(_compared(other, main.frames[0]) for other in others)]
 
 
-def _names(frames: Iterable[Frame]) -> str:
-    return ": " + ", ".join(frame.name for frame in frames)
+def _compared(candidate: Candidate, main: Frame) -> Candidate:
+    """Say in what the group of ``candidate`` differs from that of ``main``."""
+    if candidate.reason[0] == "OTHER_ACQUISITION":
+        return candidate
+    first = candidate.frames[0]
+    differences = [
+        name
+        for name, one, other in (
+            ("frame of reference", first.frame_of_reference, main.frame_of_reference),
+            ("matrix", (first.rows, first.columns), (main.rows, main.columns)),
+            ("kind of image", first.image_type[:3], main.image_type[:3]),
+            ("unit", first.rescale_type or "HU", main.rescale_type or "HU"),
+            ("photometric interpretation", first.photometric, main.photometric),
+            ("stack", first.stack, main.stack),
+            ("orientation", first.orientation, main.orientation),
+            ("pixel spacing", first.pixel_spacing_mm, main.pixel_spacing_mm),
+        )
+        if one != other
+    ]
+    return replace(candidate, reason=("OTHER_GROUP", f"another {', '.join(differences) or 'group'}"))
+
+
+def _missing_parts(frames: Sequence[Frame], *, most_parts: int = 10000) -> Iterator[Issue]:
+    """Look whether every part of a concatenation is here (rule R25); which frames it holds, nobody knows."""
+    parts = {frame.concatenation for frame in frames if frame.concatenation is not None}
+    for uid in sorted({part[0] for part in parts}):
+        numbers = {part[1] for part in parts if part[0] == uid}
+        total = max(max(part[2] for part in parts if part[0] == uid), *numbers)
+        missing = sorted(set(range(1, min(total, most_parts) + 1)) - numbers)
+        if missing:
+            text = f"of {total} parts of a concatenation {len(missing)} are not here, the first is {missing[0]}"
+            yield Issue("CONCATENATION_INCOMPLETE", Severity.WARNING, text)
 
 
 def _once(frames: Sequence[Frame], issues: list[Issue]) -> list[Frame]:
     """Drop files that hold the same data set; refuse one SOP Instance UID for images at different places (R7)."""
-    by_digest = {frame.digest: frame for frame in reversed(frames)}
+    by_digest = {(frame.digest, frame.index): frame for frame in reversed(frames)}
     if len(by_digest) < len(frames):
-        text = f"{len(frames) - len(by_digest)} files hold a data set that is there already; used once"
+        text = f"{len(frames) - len(by_digest)} images lie in data sets that are there already; used once"
         issues.append(Issue("DUPLICATE_FILE", Severity.INFO, text))
-    kept = [frame for frame in frames if by_digest[frame.digest] is frame]
-    places: dict[str, set[Hashable]] = defaultdict(set)
+    kept = [frame for frame in frames if by_digest[frame.digest, frame.index] is frame]
+    places: dict[tuple[str, int], set[Hashable]] = defaultdict(set)
     for frame in kept:
         if frame.sop_uid:
-            places[frame.sop_uid].add((frame.orientation, frame.position_mm))
-    torn = [uid for uid, found in places.items() if len(found) > 1]
+            places[frame.sop_uid, frame.index].add((frame.orientation, frame.position_mm))
+    torn = [uid for (uid, _), found in places.items() if len(found) > 1]
     if torn:
         raise Refusal(f"one SOP Instance UID names images at different places: {', '.join(torn)}", code="AMBIGUOUS")
     return kept
@@ -103,7 +197,7 @@ def _leave_out(
         else:
             left[why].append(frame)
     for (code, text), group in sorted(left.items(), key=lambda item: item[0]):
-        issues.append(Issue(code, severity, f"{len(group)} left out: {text}{_names(group)}"))
+        issues.append(Issue(code, severity, f"{len(group)} left out: {text}{names_of(group)}"))
     return kept
 
 
@@ -133,6 +227,8 @@ def _without_place(frame: Frame) -> tuple[str, str] | None:
         return "NO_GEOMETRY", "position, orientation or pixel spacing missing or senseless"
     if not any(frame.orientation):
         return "NO_GEOMETRY", "position, orientation or pixel spacing missing or senseless"
+    if frame.frames > 1 and frame.sop_class not in MULTIFRAME_CT:
+        return "NO_GEOMETRY", "several frames in a kind of image that says where one lies"
     return None
 
 
@@ -145,7 +241,7 @@ def _groups(frames: Sequence[Frame], *, tolerance: float = 1e-4) -> list[list[Fr
         assert frame.pixel_spacing_mm is not None
         sure = (
             frame.frame_of_reference, frame.rows, frame.columns, frame.photometric, frame.rescale_type or "HU",
-            frame.image_type[0], frame.image_type[2:3],
+            frame.image_type[0], frame.image_type[2:3], frame.stack,
         )  # fmt: skip
         numbers = frame.orientation + frame.pixel_spacing_mm
         for key, group in zip(keys, groups, strict=True):
@@ -158,95 +254,35 @@ def _groups(frames: Sequence[Frame], *, tolerance: float = 1e-4) -> list[list[Fr
     return groups
 
 
-def _rank(group: Sequence[Frame], *, least: int = 4) -> tuple[bool, bool, int, str]:
-    """Original before derived before a handful (a localizer that does not say so, R2), then the larger one (R6)."""
-    digest = hashlib.sha256("".join(frame.digest for frame in group).encode()).hexdigest()
-    return len(group) < least, group[0].image_type[0] != "ORIGINAL", -len(group), digest
+def _digest(frames: Sequence[Frame]) -> str:
+    return hashlib.sha256("".join(f"{frame.digest}{frame.index}" for frame in frames).encode()).hexdigest()
 
 
-def _positions(frames: Sequence[Frame], *, same_mm: float = 0.01) -> list[list[Frame]]:
-    """Group images that lie at one place within ``same_mm``."""
-    assert frames[0].orientation is not None
-    points = np.array([frame.position_mm for frame in frames], dtype=np.float64)
-    depths = depths_mm(frames[0].orientation, points)
-    found: list[list[Frame]] = []
-    last = -1
-    for index in np.lexsort((np.arange(len(frames)), depths)):
-        if last >= 0 and np.abs(points[index] - points[last]).max() <= same_mm:
-            found[-1].append(frames[index])
+def _rank(candidate: Candidate, *, least: int = 4) -> tuple[bool, bool, bool, int]:
+    """Sort the main volume to the front.
+
+    Neither a handful (a localizer that does not say so, R2) nor what is refused; original before derived; then the
+    larger one (R6). Of equals the first stays first: groups come by digest, parts by the value that separates them.
+    """
+    frames = candidate.frames
+    is_derived = frames[0].image_type[0] != "ORIGINAL"
+    refused = candidate.refusal is not None
+    return len(frames) < least, refused, is_derived, -len(frames)
+
+
+def _candidates(group: Sequence[Frame]) -> list[Candidate]:
+    """Return the volumes of one group, which differ in one header value, or its refusal."""
+    reason = "OTHER_GROUP", "another group"
+    try:
+        parts = one_per_position(group)
+    except Refusal as refusal:
+        return [Candidate(tuple(group), reason, (), refusal, None, None)]
+    found = []
+    for frames, why, dropped in parts:
+        try:
+            grid = placement_of(in_space(frames)).grid
+        except Refusal as refusal:
+            found.append(Candidate(frames, why or reason, dropped, refusal, None, None))
         else:
-            found.append([frames[index]])
-            last = int(index)
+            found.append(Candidate(frames, why or reason, dropped, None, grid.shape, grid.spacing_mm))
     return found
-
-
-def _one_per_position(frames: Sequence[Frame], issues: list[Issue]) -> tuple[Frame, ...]:
-    places = _positions(frames)
-    if len(places) == len(frames):
-        return tuple(frames)
-    dropped: list[Frame] = []
-    rest: list[list[Frame]] = []
-    for place in places:
-        kept = place[:1]
-        for frame in place[1:]:
-            if any(_alike(frame, other) for other in kept):
-                dropped.append(frame)
-            else:
-                kept.append(frame)
-        rest.append(kept)
-    if all(len(place) == 1 for place in rest):
-        _note_dropped(dropped, issues)
-        return tuple(place[0] for place in rest)
-    return _split(places, issues)
-
-
-def _note_dropped(dropped: Sequence[Frame], issues: list[Issue]) -> None:
-    if dropped:
-        text = f"{len(dropped)} images repeat a position with the same pixels; left out{_names(dropped)}"
-        issues.append(Issue("DUPLICATE_SLICE", Severity.INFO, text))
-
-
-def _alike(one: Frame, other: Frame) -> bool:
-    same_values = (one.slope, one.intercept, one.padding, one.padding_limit, one.signed, one.bits_stored) == (
-        other.slope, other.intercept, other.padding, other.padding_limit, other.signed, other.bits_stored
-    )  # fmt: skip
-    return same_values and np.array_equal(stored_values(one), stored_values(other))
-
-
-def _split(places: Sequence[Sequence[Frame]], issues: list[Issue]) -> tuple[Frame, ...]:
-    """Split repeated positions by the first header value that leaves one image for each (rule R4)."""
-    frames = [frame for place in places for frame in place]
-    for index, keyword in enumerate((*DISCRIMINATORS, _IMAGE_TYPE_4)):
-        groups: dict[str, list[Frame]] = defaultdict(list)
-        for frame in frames:
-            values = (*frame.discriminators, "\\".join(frame.image_type[3:4]))
-            groups[values[index]].append(frame)
-        if len(groups) < 2:
-            continue
-        dropped: list[Frame] = []
-        ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), len(item[0]), item[0]))
-        parts = [_unique(group, dropped) for _, group in ordered]
-        # A part that covers half of the positions or less is a piece of something, not a volume of its own.
-        if any(part is None for part in parts) or 2 * len(parts[0] or ()) <= len(places):
-            continue
-        _note_dropped(dropped, issues)
-        for (value, _), part in zip(ordered[1:], parts[1:], strict=True):
-            text = f"{len(part or ())} images with {keyword} {value or 'missing'} left out{_names(part or ())}"
-            issues.append(Issue("OTHER_ACQUISITION", Severity.INFO, text))
-        return tuple(parts[0] or ())
-    repeated = [place for place in places if len(place) > 1]
-    raise Refusal(
-        f"{len(repeated)} positions hold different pixels and nothing tells the images apart, first"
-        + _names(repeated[0]),
-        code="AMBIGUOUS",
-    )
-
-
-def _unique(group: Sequence[Frame], dropped: list[Frame]) -> list[Frame] | None:
-    kept: list[Frame] = []
-    for place in _positions(group):
-        if any(not _alike(frame, place[0]) for frame in place[1:]):
-            return None
-        kept.append(place[0])
-        dropped.extend(place[1:])
-    return kept

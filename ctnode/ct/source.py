@@ -1,62 +1,70 @@
-"""One file of a series: its header as a frozen record, where its pixels lie, and the digest of its data set.
+"""The images of a series: each a frozen record of its header, where its pixels lie, and the digest of its data set.
 
 A file is read once: the header through pydicom, every byte after group 0002 through SHA-256 in chunks. Pixels are
-not kept; ``ctnode.ct.decode`` reads them later from the place that is noted here, straight into the volume.
+not kept; ``ctnode.ct.decode`` reads them later from the place that is noted here, straight into the volume. The unit
+is the frame, not the file: an Enhanced or Legacy Converted Enhanced CT gives one record for each of its frames, with
+the functional groups of that frame over the shared ones over the data set (PS3.3 C.7.6.16, rules R20 and R25).
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import math
 import os
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
-from pydicom import Dataset, dcmread
-from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag
+import pydicom
+from pydicom import Dataset
 
+from ctnode.ct.dataset import (
+    DEFLATED,
+    EXPLICIT_BIG,
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    Layers,
+    digest_of,
+    first_item,
+    integer,
+    number,
+    numbers,
+    parse,
+    read_meta,
+    readable,
+    text,
+)
 from ctnode.words import Issue, Refusal, Severity
 
-IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
-EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
-EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
-DEFLATED: Final = "1.2.840.10008.1.2.1.99"
-NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
-UNDEFINED_LENGTH: Final = 0xFFFFFFFF
-
-# What tells two images of one position apart, in the order in which it is tried (rule R4).
-DISCRIMINATORS: Final = (
-    "AcquisitionNumber",
-    "TemporalPositionIdentifier",
-    "TemporalPositionIndex",
-    "TriggerTime",
-    "NominalPercentageOfCardiacPhase",
-    "KVP",
-    "ConvolutionKernel",
-    "SliceThickness",
-)
-
-_CHUNK_BYTES: Final = 1 << 20
-_META_LIMIT_BYTES: Final = 1 << 20
-_LONG_VRS: Final = frozenset(
-    {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UT", b"UC", b"UR", b"SV", b"UV"}
-)
+# What tells two images of one position apart, in the order in which it is tried (rule R4), and the attributes that say
+# it in single-frame and in multi-frame images.
+_TOLD_APART_BY: Final = {
+    "AcquisitionNumber": ("FrameAcquisitionNumber", "AcquisitionNumber"),
+    "TemporalPositionIdentifier": ("TemporalPositionIdentifier",),
+    "TemporalPositionIndex": ("TemporalPositionIndex",),
+    "TriggerTime": ("NominalCardiacTriggerDelayTime", "TriggerTime"),
+    "NominalPercentageOfCardiacPhase": ("NominalPercentageOfCardiacPhase",),
+    "KVP": ("KVP",),
+    "EchoNumbers": ("EchoNumbers",),
+    "ImageType value 4": (),
+    "ConvolutionKernel": ("ConvolutionKernel",),
+    "SliceThickness": ("SliceThickness",),
+    "AcquisitionTime": ("FrameAcquisitionDateTime", "AcquisitionDateTime", "AcquisitionTime"),
+    "ContentTime": ("ContentTime",),
+}
+DISCRIMINATORS: Final = tuple(_TOLD_APART_BY)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What selection, geometry and decoding have to know about one image.
+    """What selection, geometry and decoding have to know about one image: a file, or one frame of it.
 
     Lengths are in millimetres in the patient coordinate system (LPS); a value that is missing, not finite or not
     readable is None or ''. ``pixel_offset`` counts from the start of the file, for deflated files from the start of
-    the inflated data set; ``pixel_length`` is ``UNDEFINED_LENGTH`` for encapsulated pixels, -1 where there are none.
+    the inflated data set; ``frames`` images share that place, and this one is number ``index`` of them (from 0);
+    ``pixel_length`` is ``UNDEFINED_LENGTH`` for encapsulated pixels, -1 where there are none.
+    ``concatenation`` is (UID, number of this part, number of parts or 0), ``stack`` the StackID of the frame.
     ``digest`` is the SHA-256 over the data set after group 0002, hex.
     """
 
@@ -71,6 +79,7 @@ class Frame:
     transfer_syntax: str
     little_endian: bool
     frames: int
+    index: int
     rows: int
     columns: int
     samples: int
@@ -91,6 +100,9 @@ class Frame:
     lossy: bool
     image_type: tuple[str, ...]
     discriminators: tuple[str, ...]
+    thickness_mm: float | None
+    stack: str
+    concatenation: tuple[str, int, int] | None
     taken_at: str
     pixel_offset: int
     pixel_length: int
@@ -98,30 +110,33 @@ class Frame:
     @property
     def name(self) -> str:
         """Return what issues call this image: its SOP Instance UID, else a piece of its digest."""
-        return self.sop_uid or f"sha256:{self.digest[:12]}"
+        name = self.sop_uid or f"sha256:{self.digest[:12]}"
+        return name if self.frames == 1 else f"{name} frame {self.index + 1}"
 
 
 def read_frames(paths: Sequence[Path], *, threads: int = 2) -> tuple[list[Frame], list[Issue]]:
     """Read the headers of ``paths``; both lists come in an order that does not depend on that of ``paths``."""
     with ThreadPoolExecutor(threads) as pool:
-        read = list(pool.map(_frame_or_issue, paths))
-    frames = [item for item in read if isinstance(item, Frame)]
+        read = list(pool.map(_frames_or_issue, paths))
+    frames = list(chain.from_iterable(item for item in read if not isinstance(item, Issue)))
     faults = [item for item in read if isinstance(item, Issue)]
-    return (
-        sorted(frames, key=lambda frame: (frame.sop_uid, frame.digest)),
-        sorted(faults, key=lambda issue: issue.action),
-    )
+    return sorted(frames, key=in_order), sorted(faults, key=lambda issue: issue.action)
 
 
-def _frame_or_issue(path: Path) -> Frame | Issue:
+def in_order(frame: Frame) -> tuple[str, str, int]:
+    """Sort by what an image is, never by where its file lies (rule R26)."""
+    return frame.sop_uid, frame.digest, frame.index
+
+
+def _frames_or_issue(path: Path) -> tuple[Frame, ...] | Issue:
     try:
-        return read_frame(path)
+        return read_file(path)
     except Refusal as fault:
         return Issue(fault.code, Severity.WARNING, fault.message)
 
 
-def read_frame(path: Path) -> Frame:
-    """Read one file.
+def read_file(path: Path) -> tuple[Frame, ...]:
+    """Read one file: one record, or for a multi-frame image one for each frame that says where it lies.
 
     Raises
     ------
@@ -131,13 +146,13 @@ def read_frame(path: Path) -> Frame:
     """
     try:
         with path.open("rb") as file:
-            start, syntax, media_class = _read_meta(file)
+            start, syntax, media_class = read_meta(file)
             if start >= os.fstat(file.fileno()).st_size:
                 raise Refusal("a file ends before its data set begins", code="UNREADABLE")
-            digest = _digest(file, start)
+            digest = digest_of(file, start)
             try:
-                dataset, offset, length = _parse(file, start, syntax)
-                return _frame(path, digest, (syntax, media_class), dataset, offset, length)
+                dataset, offset, length = parse(file, start, syntax)
+                return tuple(_frames(path, digest, (syntax, media_class), dataset, (offset, length)))
             except Exception as fault:  # noqa: BLE001 - pydicom raises whatever it likes on hostile bytes, RecursionError too
                 raise Refusal(
                     f"sha256:{digest[:12]} is not a readable data set: {type(fault).__name__}", code="UNREADABLE"
@@ -147,193 +162,116 @@ def read_frame(path: Path) -> Frame:
 
 
 def read_header(frame: Frame) -> Dataset:
-    """Return the data set of ``frame`` without its pixels."""
+    """Return the data set of the file of ``frame`` without its pixels."""
     with frame.path.open("rb") as file:
-        start, syntax, _ = _read_meta(file)
-        return _parse(file, start, syntax)[0]
+        start, syntax, _ = read_meta(file)
+        return parse(file, start, syntax)[0]
 
 
-def inflated(path: Path, *, limit_bytes: int = 1 << 30) -> bytes:
-    """Return the inflated data set of a deflated file, never more than ``limit_bytes``.
-
-    Raises
-    ------
-    Refusal
-        Code ``UNREADABLE`` if there is more, or if the stream is broken.
-    """
-    with path.open("rb") as file:
-        start, *_ = _read_meta(file)
-        file.seek(start)
-        return _inflate(file, limit_bytes)
+def attributes(dataset: Dataset, index: int) -> Layers:
+    """Return the attributes of the frame ``index``: its functional groups, the shared ones, the data set."""
+    groups = readable(dataset, "PerFrameFunctionalGroupsSequence")
+    own = groups[index] if isinstance(groups, pydicom.Sequence) and index < len(groups) else None
+    shared = first_item(dataset, "SharedFunctionalGroupsSequence")
+    return Layers(*_items(own), *_items(shared), dataset)
 
 
-def _inflate(file: IO[bytes], limit_bytes: int) -> bytes:
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        data = stream.decompress(file.read(), limit_bytes)
-    except zlib.error:
-        raise Refusal("a deflated data set is damaged", code="UNREADABLE") from None
-    if not stream.eof:
-        raise Refusal(f"a deflated data set is cut off or larger than {limit_bytes} bytes", code="UNREADABLE")
-    return data
+def _items(group: Dataset | None) -> Iterator[Dataset]:
+    """Yield the one item of each functional group macro."""
+    for element in group or ():
+        if element.VR == "SQ" and element.value:
+            yield element.value[0]
 
 
-def _read_meta(file: IO[bytes]) -> tuple[int, str, str]:
-    """Return where the data set begins, transfer syntax and media storage SOP class ('' without group 0002)."""
-    file.seek(0)
-    head = file.read(132)
-    position = 132 if head[128:132] == b"DICM" else 0
-    uids = {b"\x10\x00": "", b"\x02\x00": ""}
-    while position < _META_LIMIT_BYTES:
-        file.seek(position)
-        element = file.read(12)
-        if len(element) < 8 or element[:2] != b"\x02\x00":
-            break
-        if element[4:6] in _LONG_VRS and len(element) == 12:
-            size, length = 12, struct.unpack_from("<I", element, 8)[0]
-        else:
-            size, length = 8, struct.unpack_from("<H", element, 6)[0]
-        if element[2:4] in uids:
-            file.seek(position + size)
-            uids[element[2:4]] = file.read(min(length, 64)).rstrip(b"\0 ").decode("ascii", "replace")
-        position += size + length
-    return position, uids[b"\x10\x00"], uids[b"\x02\x00"]
-
-
-def _digest(file: IO[bytes], start: int) -> str:
-    file.seek(start)
-    digest = hashlib.sha256()
-    buffer = bytearray(_CHUNK_BYTES)
-    view = memoryview(buffer)
-    while count := file.readinto(buffer):  # type: ignore[attr-defined]
-        digest.update(view[:count])
-    return digest.hexdigest()
-
-
-def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)
-
-
-def _parse(file: IO[bytes], start: int, syntax: str) -> tuple[Dataset, int, int]:
-    """Return the data set up to the pixels, the offset of their value and its length (-1: none)."""
-    if syntax == DEFLATED:
-        file.seek(start)
-        stream: IO[bytes] = io.BytesIO(_inflate(file, 1 << 30))
-        dataset: Dataset = read_dataset(stream, False, True, stop_when=_at_pixels)  # type: ignore[arg-type]
-        implicit, little = False, True
-    else:
-        stream = file
-        stream.seek(0)
-        dataset = dcmread(stream, stop_before_pixels=True, force=True)
-        implicit, little = (bool(flag) for flag in dataset.original_encoding)
-    order = "<" if little else ">"
-    element = stream.tell()
-    head = stream.read(12)
-    if len(head) < 8 or struct.unpack_from(order + "HH", head) != (0x7FE0, 0x0010):
-        return dataset, 0, -1
-    if implicit:
-        return dataset, element + 8, struct.unpack_from(order + "I", head, 4)[0]
-    if head[4:6] in _LONG_VRS and len(head) == 12:
-        return dataset, element + 12, struct.unpack_from(order + "I", head, 8)[0]
-    return dataset, element + 8, struct.unpack_from(order + "H", head, 6)[0]
-
-
-def _frame(path: Path, digest: str, meta: tuple[str, str], dataset: Dataset, offset: int, length: int) -> Frame:
+def _frames(
+    path: Path, digest: str, meta: tuple[str, str], dataset: Dataset, place: tuple[int, int]
+) -> Iterator[Frame]:
     syntax, media_class = meta
     if not (media_class or "SOPClassUID" in dataset or "Modality" in dataset or "Rows" in dataset):
         raise ValueError("no DICOM")
     implicit, little = dataset.original_encoding if syntax != DEFLATED else (False, True)
     if not syntax:
         syntax = IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
-    bits_allocated = _integer(dataset, "BitsAllocated") or 0
-    bits_stored = _integer(dataset, "BitsStored") or bits_allocated
-    high_bit = _integer(dataset, "HighBit")
+    meta = syntax, text(dataset, "SOPClassUID") or media_class
+    groups = readable(dataset, "PerFrameFunctionalGroupsSequence")
+    # What the file claims decides nothing: the groups are there and can be counted.
+    count = len(groups) if isinstance(groups, pydicom.Sequence) else 0
+    for index in range(max(1, count)):
+        layers = attributes(dataset, index) if count else Layers(dataset)
+        yield _frame(path, digest, meta, layers, place, index, little=bool(little))
+
+
+def _frame(
+    path: Path,
+    digest: str,
+    meta: tuple[str, str],
+    found: Layers,
+    place: tuple[int, int],
+    index: int,
+    *,
+    little: bool,
+) -> Frame:
+    bits_allocated = integer(found, "BitsAllocated") or 0
+    bits_stored = integer(found, "BitsStored") or bits_allocated
+    high_bit = integer(found, "HighBit")
+    table = first_item(found, "ModalityLUTSequence")
+    kind = text(found, "FrameType") or text(found, "ImageType")
+    image_type = tuple(part.strip().upper() for part in kind.split("\\"))
     return Frame(
         path=path,
         digest=digest,
-        sop_class=_text(dataset, "SOPClassUID") or media_class,
-        sop_uid=_text(dataset, "SOPInstanceUID"),
-        study_uid=_text(dataset, "StudyInstanceUID"),
-        series_uid=_text(dataset, "SeriesInstanceUID"),
-        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
-        modality=_text(dataset, "Modality"),
-        transfer_syntax=syntax,
-        little_endian=bool(little),
-        frames=_integer(dataset, "NumberOfFrames") or 1,
-        rows=_integer(dataset, "Rows") or 0,
-        columns=_integer(dataset, "Columns") or 0,
-        samples=_integer(dataset, "SamplesPerPixel") or 1,
-        photometric=_text(dataset, "PhotometricInterpretation"),
+        sop_class=meta[1],
+        sop_uid=text(found, "SOPInstanceUID"),
+        study_uid=text(found, "StudyInstanceUID"),
+        series_uid=text(found, "SeriesInstanceUID"),
+        frame_of_reference=text(found, "FrameOfReferenceUID"),
+        modality=text(found, "Modality"),
+        transfer_syntax=meta[0],
+        little_endian=little,
+        frames=max(1, integer(found, "NumberOfFrames") or 1),
+        index=index,
+        rows=integer(found, "Rows") or 0,
+        columns=integer(found, "Columns") or 0,
+        samples=integer(found, "SamplesPerPixel") or 1,
+        photometric=text(found, "PhotometricInterpretation"),
         bits_allocated=bits_allocated,
         bits_stored=bits_stored,
         high_bit=bits_stored - 1 if high_bit is None else high_bit,
-        signed=_integer(dataset, "PixelRepresentation") == 1,
-        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
-        position_mm=_numbers(dataset, "ImagePositionPatient", 3),
-        pixel_spacing_mm=_numbers(dataset, "PixelSpacing", 2),
-        slope=_number(dataset, "RescaleSlope"),
-        intercept=_number(dataset, "RescaleIntercept"),
-        rescale_type=_text(dataset, "RescaleType").upper(),
-        has_lut="ModalityLUTSequence" in dataset,
-        padding=_integer(dataset, "PixelPaddingValue"),
-        padding_limit=_integer(dataset, "PixelPaddingRangeLimit"),
-        lossy=_text(dataset, "LossyImageCompression") == "01",
-        image_type=tuple(part.strip().upper() for part in _text(dataset, "ImageType").split("\\")),
-        discriminators=tuple(_text(dataset, keyword) for keyword in DISCRIMINATORS),
-        taken_at=_taken_at(dataset),
-        pixel_offset=offset,
-        pixel_length=length,
+        signed=integer(found, "PixelRepresentation") == 1,
+        orientation=numbers(found, "ImageOrientationPatient", 6),
+        position_mm=numbers(found, "ImagePositionPatient", 3),
+        pixel_spacing_mm=numbers(found, "PixelSpacing", 2),
+        slope=number(found, "RescaleSlope"),
+        intercept=number(found, "RescaleIntercept"),
+        rescale_type=(text(found, "RescaleType") if table is None else text(table, "ModalityLUTType")).upper(),
+        has_lut=table is not None,
+        padding=integer(found, "PixelPaddingValue"),
+        padding_limit=integer(found, "PixelPaddingRangeLimit"),
+        lossy=text(found, "LossyImageCompression") == "01",
+        image_type=image_type,
+        discriminators=tuple(
+            next((value for keyword in keywords if (value := text(found, keyword))), "")
+            if keywords
+            else "\\".join(image_type[3:4])
+            for keywords in _TOLD_APART_BY.values()
+        ),
+        thickness_mm=number(found, "SliceThickness"),
+        stack=text(found, "StackID"),
+        concatenation=_concatenation(found),
+        taken_at=_taken_at(found),
+        pixel_offset=place[0],
+        pixel_length=place[1],
     )
 
 
-def readable(dataset: Dataset, keyword: str) -> object:
-    """Return the value of an attribute, None where it is missing or cannot be converted.
-
-    pydicom converts lazily, so a bad value raises here, and only its own attribute is lost.
-    """
-    try:
-        value: object = dataset.get(keyword)
-    except Exception:  # noqa: BLE001 - pydicom raises whatever it likes on hostile bytes
-        return None
-    return value
+def _concatenation(found: Layers) -> tuple[str, int, int] | None:
+    uid = text(found, "ConcatenationUID")
+    part = integer(found, "InConcatenationNumber")
+    return (uid, part, integer(found, "InConcatenationTotalNumber") or 0) if uid and part is not None else None
 
 
-def _text(dataset: Dataset, keyword: str) -> str:
-    value = readable(dataset, keyword)
-    if value is None or isinstance(value, (Dataset, bytes)):
-        return ""
-    if isinstance(value, (str, int, float)):
-        return str(value).strip()
-    if isinstance(value, Sequence) and all(isinstance(part, (str, int, float)) for part in value):
-        return "\\".join(str(part).strip() for part in value)
-    return ""
-
-
-def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    value = readable(dataset, keyword)
-    if count == 1 and isinstance(value, (int, float, str)):
-        value = [value]
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) != count:
-        return None
-    try:
-        numbers = tuple(float(part) for part in value)
-    except (TypeError, ValueError):
-        return None
-    return numbers if all(map(math.isfinite, numbers)) else None
-
-
-def _number(dataset: Dataset, keyword: str) -> float | None:
-    numbers = _numbers(dataset, keyword, 1)
-    return numbers[0] if numbers else None
-
-
-def _integer(dataset: Dataset, keyword: str) -> int | None:
-    number = _number(dataset, keyword)
-    return int(number) if number is not None and number == int(number) else None
-
-
-def _taken_at(dataset: Dataset) -> str:
+def _taken_at(found: Layers) -> str:
     """Return ``YYYYMMDDHHMMSS`` of the acquisition or, without it, of the content; '' if neither is whole."""
-    stamps = [_text(dataset, "AcquisitionDateTime")]
-    stamps += [_text(dataset, f"{kind}Date") + _text(dataset, f"{kind}Time") for kind in ("Acquisition", "Content")]
+    stamps = [text(found, "AcquisitionDateTime")]
+    stamps += [text(found, f"{kind}Date") + text(found, f"{kind}Time") for kind in ("Acquisition", "Content")]
     return next((stamp[:14] for stamp in stamps if len(stamp) >= 14 and stamp[:14].isdigit()), "")

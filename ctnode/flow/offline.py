@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import shutil
 import tempfile
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +17,12 @@ from typing import Final
 
 from ctnode.archive.layout import path_part
 from ctnode.config import Config
-from ctnode.ct.source import Frame, read_frame
-from ctnode.flow.pipeline import Job, process_frames
+from ctnode.ct.source import Frame, in_order, read_file
+from ctnode.flow.job import Job
 from ctnode.flow.unpack import Found, Skipped, find, is_part10
+from ctnode.flow.workshop import Workshop
 from ctnode.ops.durable import fsync_directory
-from ctnode.words import Issue, LungStatus, Refusal, Severity, Unavailable, VolumeReport, VolumeStatus
+from ctnode.words import Issue, Refusal, Severity, Unavailable, VolumeReport
 
 # Without a readable time in the source, a time that is nobody's: results must not depend on when they were made.
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -62,12 +63,17 @@ def quiet(_progress: Progress) -> None:
 
 
 def process(
-    paths: Sequence[Path], out: Path, config: Config, on_progress: Callable[[Progress], None] = quiet
+    paths: Sequence[Path],
+    out: Path,
+    config: Config,
+    on_progress: Callable[[Progress], None] = quiet,
+    workshop: Workshop | None = None,
 ) -> Iterator[VolumeReport]:
     """Process everything under ``paths`` into ``out/<study>/<series>/`` and yield one report a volume.
 
     Files that are no DICOM, DICOMDIRs and damaged zips are told to ``on_progress`` as ``skipped``. A file that begins
     as DICOM but cannot be read counts against each series of its folder, since it may have belonged to any of them.
+    Results are made in ``workshop`` (default: one of its own, by the limits of ``config.worker``).
 
     Raises
     ------
@@ -75,14 +81,17 @@ def process(
         If a folder that is no result of ours stands where a result has to go.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="ctnode-") as scratch:
+    with contextlib.ExitStack() as stack:
+        if workshop is None:
+            workshop = stack.enter_context(Workshop(config.worker, config.outputs))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="ctnode-"))
         collected = _collect(paths, Path(scratch), on_progress)
         for number, series in enumerate(collected):
 
             def on_step(step: str, number: int = number, series: _Series = series) -> None:
                 on_progress(Progress("series", number, len(collected), f"{series.series} {step}"))
 
-            yield _publish(series, out, config, on_step)
+            yield from _publish(series, out, config, on_step, workshop)
         on_progress(Progress("series", len(collected), len(collected), ""))
 
 
@@ -92,10 +101,10 @@ def _collect(paths: Sequence[Path], scratch: Path, on_progress: Callable[[Progre
     faults: dict[str, list[Issue]] = defaultdict(list)
     with ThreadPoolExecutor(2) as pool:
         for count, (found, read) in enumerate(pool.map(_read, find(paths, scratch)), start=1):
-            if isinstance(read, Frame):
-                whole = bool(read.study_uid and read.series_uid)
-                key = read.study_uid, read.series_uid, "" if whole else found.folder
-                groups[key].append(read)
+            if isinstance(read, tuple):
+                study, uid = read[0].study_uid, read[0].series_uid
+                key = study, uid, "" if study and uid else found.folder
+                groups[key].extend(read)
                 folders[key].add(found.folder)
                 on_progress(Progress("read", count, 0, str(found.path)))
             else:
@@ -113,25 +122,25 @@ def _collect(paths: Sequence[Path], scratch: Path, on_progress: Callable[[Progre
     return sorted(series, key=lambda one: (one.study, one.series))
 
 
-def _read(found: Found | Skipped) -> tuple[Found, Frame | Issue | Skipped]:
+def _read(found: Found | Skipped) -> tuple[Found, tuple[Frame, ...] | Issue | Skipped]:
     if isinstance(found, Skipped):
         return Found(Path(found.name), ""), Skipped(found.name, f"{found.name}: {found.reason}")
     try:
-        frame = read_frame(found.path)
+        frames = read_file(found.path)
     except Refusal as refusal:
         if is_part10(found.path):
             return found, Issue(refusal.code, Severity.WARNING, refusal.message)
         return found, Skipped(str(found.path), f"{found.path}: no DICOM")
-    if frame.sop_class == _DICOMDIR:
+    if frames[0].sop_class == _DICOMDIR:
         return found, Skipped(str(found.path), f"{found.path}: DICOMDIR")
-    return found, frame
+    return found, frames
 
 
 def _series(key: tuple[str, str, str], frames: Sequence[Frame], faults: Sequence[Issue]) -> _Series:
     # Named by content, so that the same files give the same name wherever they lie.
     parts = sorted(frame.digest for frame in frames) + sorted(fault.action for fault in faults)
     nameless = "nouid-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    ordered = sorted(frames, key=lambda frame: (frame.sop_uid, frame.digest))
+    ordered = sorted(frames, key=in_order)
     return _Series(
         study=key[0] or nameless,
         series=key[1] or nameless,
@@ -151,7 +160,9 @@ def made_at(frames: Iterable[Frame]) -> datetime:
     return EPOCH
 
 
-def _publish(series: _Series, out: Path, config: Config, on_step: Callable[[str], None]) -> VolumeReport:
+def _publish(
+    series: _Series, out: Path, config: Config, on_step: Callable[[str], None], workshop: Workshop
+) -> list[VolumeReport]:
     """Make the results under a temporary name and give them their own in one step."""
     parent = out / _folder(series.study)
     final = parent / _folder(series.series)
@@ -162,9 +173,17 @@ def _publish(series: _Series, out: Path, config: Config, on_step: Callable[[str]
     aside = work.with_name(work.name + ".old")
     try:
         work.chmod(0o755)
-        job = Job(series.study, series.series, 1, made_at(series.frames), work, config.pipeline, on_step)
-        report = _run(series, job)
-        if report.outputs:
+        job = Job(series.study, series.series, 1, made_at(series.frames), work, config.pipeline, wanted=config.outputs)
+        try:
+            reports = workshop.run(series.frames, series.faults, job, on_step)
+        except Refusal as refusal:
+            # The child imports what makes results; this process only in this case.
+            from ctnode.flow.pipeline import refuse
+
+            for left in work.iterdir():
+                left.unlink()
+            reports = [refuse(series.frames, series.faults, job, refusal)]
+        if any(report.outputs for report in reports):
             if final.exists():
                 final.rename(aside)
             work.rename(final)
@@ -173,20 +192,7 @@ def _publish(series: _Series, out: Path, config: Config, on_step: Callable[[str]
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
     fsync_directory(out)
-    return dataclasses.replace(report, directory=str(final) if report.outputs else "")
-
-
-def _run(series: _Series, job: Job) -> VolumeReport:
-    try:
-        return process_frames(series.frames, series.faults, job)
-    except Exception as fault:  # noqa: BLE001 - one bad series must not take the others with it
-        # Types and places only: the text of a foreign error may quote the data.
-        places = traceback.extract_tb(fault.__traceback__)
-        where = f"{Path(places[-1].filename).name}:{places[-1].lineno}" if places else "nowhere"
-        issue = Issue("INTERNAL_ERROR", Severity.ERROR, f"{type(fault).__name__} in {where}; please report it")
-        return VolumeReport(
-            series.study, series.series, 1, VolumeStatus.REFUSED, (issue,), LungStatus.NOT_RUN, (), directory=""
-        )
+    return [dataclasses.replace(report, directory=str(final) if report.outputs else "") for report in reports]
 
 
 def _folder(uid: str) -> str:

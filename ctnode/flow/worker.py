@@ -133,6 +133,7 @@ class Worker:
             "made_at": revision.verdict_at,
             "out": str(folder),
             "pipeline": self.config.pipeline.model_dump(),
+            "wanted": self.config.outputs.model_dump(),
         }
         bound = self._log.bind(job=lease.job_id, series=series.name, revision=revision.n, attempt=lease.attempt)
         bound.info("job began", instances=series.instances)
@@ -152,7 +153,7 @@ class Worker:
                 bound.error("job failed", reason=outcome.fault, state=str(state))
             else:
                 self._publish(lease, revision.id, outcome.answer, folder, final)
-                bound.info("job done", status=outcome.answer["report"]["status"], seconds=time.monotonic() - began)
+                bound.info("job done", status=outcome.answer["reports"][0]["status"], seconds=time.monotonic() - began)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -183,9 +184,11 @@ class Worker:
             return child.outcome()
 
     def _publish(self, lease: jobs.Lease, revision_id: int, answer: dict[str, Any], folder: Path, final: Path) -> None:
-        report = answer["report"]
-        report["dir"] = str(final)
-        parcels = parcels_of(self.config.targets, answer["outputs"], folder, final, self.layout.results)
+        reports = answer["reports"]
+        outputs = [name for report in reports for name in report.pop("outputs")]
+        for report in reports:
+            report["dir"] = str(final)
+        parcels = parcels_of(self.config.targets, outputs, folder, final, self.layout.results)
         aside: list[Path] = []
 
         def publish_and_post(is_newest: bool) -> None:
@@ -195,7 +198,8 @@ class Worker:
             if is_newest:
                 outbox.post(self.database, revision_id, parcels)
 
-        jobs.finish(self.database, lease, [report], _words(report), publish_and_post)
+        words = "; ".join(map(_words, reports))
+        jobs.finish(self.database, lease, reports, words, publish_and_post)
         for old in aside:
             shutil.rmtree(old)
 
@@ -245,7 +249,7 @@ class _Child:
         steps = [line["step"] for line in lines if "step" in line]
         during = f" during {steps[-1]}" if steps else ""
         last = lines[-1] if lines else {}
-        if "report" in last and self.process.returncode == 0:
+        if "reports" in last and self.process.returncode == 0:
             return _Outcome(last)
         if "storage" in last:
             return _Outcome(None, storage_fault=last["storage"])

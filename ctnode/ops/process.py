@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -51,6 +53,24 @@ def resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * PAGE_BYTES
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory of this process since its start, or since ``reset_peak``."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak() -> None:
+    """Let ``peak_bytes`` count from now on, where the kernel allows it."""
+    with contextlib.suppress(OSError):
+        # proc(5): 5 resets the peak resident set size to the current one.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def end_group(pid: int) -> None:

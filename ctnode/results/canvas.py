@@ -18,7 +18,7 @@ from scipy import ndimage
 from ctnode.ct.coarse import anatomical_axes
 from ctnode.ct.grid import Volume
 from ctnode.ct.sides import AIRWAY, LEFT, RIGHT
-from ctnode.ct.window import Window, apply
+from ctnode.ct.window import View, apply
 
 Colour = tuple[int, int, int]
 Direction = Literal["axial", "coronal", "sagittal"]
@@ -110,7 +110,7 @@ class Views:
 
 
 def tile(
-    views: Views, direction: Direction, index: int, box: tuple[int, int], window: Window, *, letters: bool = True
+    views: Views, direction: Direction, index: int, box: tuple[int, int], window: View, *, letters: bool = True
 ) -> Image.Image:
     """Return one plane as RGB in a box of ``(height, width)`` pixels, with contours where there is a mask."""
     height, width = views.fitted(direction, *box)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from ctnode.ct.grid import Volume
 from ctnode.ct.lungs import Lungs
-from ctnode.ct.window import LUNG, MEDIASTINUM, Window
+from ctnode.ct.window import LUNG, PRESETS, SOFT_TISSUE, View, Window, views_of
 from ctnode.ops.durable import write_durable
 from ctnode.results.canvas import (
     FAINT,
@@ -50,17 +50,29 @@ def chosen_window(volume: Volume) -> tuple[str, Window]:
     sample = volume.voxels[::step, rows // 5 : rows - rows // 5 : 2, columns // 6 : columns - columns // 6 : 2]
     lung = np.count_nonzero((sample > _LUNG_LIKE_HU[0]) & (sample < _LUNG_LIKE_HU[1]))
     tissue = np.count_nonzero(sample > _TISSUE_HU)
-    return ("lung", LUNG) if lung > _LUNG_LIKE_SHARE * tissue else ("soft tissue", MEDIASTINUM)
+    return ("lung", LUNG) if lung > _LUNG_LIKE_SHARE * tissue else ("soft tissue", SOFT_TISSUE)
 
 
-def write_preview(path: Path, volume: Volume) -> None:
-    """Write a montage of axial planes from feet to head over the whole of ``volume``, in true proportions."""
+def view_for(volume: Volume, choice: str) -> tuple[str, View]:
+    """Return name and view of ``volume`` for a ``choice`` of ``outputs.window``; ``auto`` where the header has none."""
+    if choice in PRESETS:
+        return choice, PRESETS[choice]
+    offered = views_of(volume.header) if choice == "header" else ()
+    return ("header", offered[0]) if offered else chosen_window(volume)
+
+
+def write_preview(path: Path, volume: Volume, *, choice: str = "auto") -> None:
+    """Write a montage of axial planes from feet to head over the whole of ``volume``, in true proportions.
+
+    ``choice`` is ``auto``, ``header`` or the name of one of the presets.
+    """
     views = Views.of(volume)
     indices = spread(0, views.count("axial") - 1, _COLUMNS * _ROWS)
     columns = min(_COLUMNS, len(indices))
     rows = -(-len(indices) // columns)
     height, width = views.fitted("axial", _TILE, _TILE)
-    name, window = chosen_window(volume)
+    name, window = view_for(volume, choice)
+    numbers = f" {window.center_hu:.0f} / {window.width_hu:.0f} {volume.unit}" if isinstance(window, Window) else ""
     head = 40
     size = (
         2 * _MARGIN + columns * width + (columns - 1) * _GAP,
@@ -69,10 +81,7 @@ def write_preview(path: Path, volume: Volume) -> None:
     page = Image.new("RGB", (max(size[0], 560), size[1]), PAPER)
     draw = ImageDraw.Draw(page)
     step = views.spacing_mm[0]
-    caption = (
-        f"{views.count('axial')} axial planes, {step:.2f} mm apart, feet to head   |   "
-        f"{name} window {window.center_hu:.0f} / {window.width_hu:.0f} {volume.unit}"
-    )
+    caption = f"{views.count('axial')} axial planes, {step:.2f} mm apart, feet to head   |   {name} window{numbers}"
     draw.text((_MARGIN, 12), caption, font=font(16), fill=INK)
     for position, index in enumerate(indices):
         x = _MARGIN + position % columns * (width + _GAP)

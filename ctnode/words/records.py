@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Self
 
 
 class Verdict(StrEnum):
@@ -104,3 +105,24 @@ class VolumeReport:
             "seconds": dict(self.seconds),
             "peak_rss_bytes": self.peak_rss_bytes,
         }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Return the report that ``as_json`` made ``record`` of; ``outputs`` may stand beside it."""
+        issues = (
+            Issue(issue["code"], Severity(issue["severity"]), issue["action"], tuple(issue["frames"]))
+            for issue in record["issues"]
+        )
+        return cls(
+            study=record["study"],
+            series=record["series"],
+            volume=record["volume"],
+            status=VolumeStatus(record["status"]),
+            issues=tuple(issues),
+            lungs=LungStatus(record["lungs"]),
+            reasons=tuple(record["reasons"]),
+            directory=record["dir"],
+            seconds=record["seconds"],
+            peak_rss_bytes=record["peak_rss_bytes"],
+            outputs=tuple(record.get("outputs", ())),
+        )

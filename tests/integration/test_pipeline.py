@@ -25,7 +25,8 @@ from pydicom.uid import (
 from ctnode.config import Pipeline
 from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
-from ctnode.flow.pipeline import STEPS, process_series
+from ctnode.flow.job import STEPS
+from ctnode.flow.pipeline import process_series
 from ctnode.words import LungStatus, Refusal, VolumeStatus
 from tests.phantom_series import (
     CORONAL,
@@ -123,11 +124,6 @@ def without(*indices):
     return lambda paths: [path for index, path in enumerate(paths) if index not in indices]
 
 
-def tilt(index, dataset):
-    x, y, z = dataset.ImagePositionPatient
-    dataset.ImagePositionPatient = [x, y + 0.5 * index, z]
-
-
 def drop(keyword):
     return lambda _index, dataset: delattr(dataset, keyword)
 
@@ -135,11 +131,8 @@ def drop(keyword):
 @pytest.mark.parametrize(
     ("edit", "pick", "code"),
     [
-        (None, without(3), "MISSING_SLICES"),
-        (tilt, without(), "TILT"),
         (drop("RescaleIntercept"), without(), "NO_RESCALE"),
         (drop("ImageOrientationPatient"), without(), "NO_GEOMETRY"),
-        (None, without(*range(1, 8)), "SINGLE_SLICE"),
         (lambda _, dataset: setattr(dataset, "Rows", 13), without(), "BAD_PIXELS"),
     ],
 )
@@ -237,6 +230,16 @@ def disordered(tmp_path_factory):
     return paths, content(read(paths))
 
 
+def test_a_legacy_converted_ct_equals_its_single_frames():
+    for folder in ("23x38x3", "24x38x3"):
+        place = test_data() / "awkward" / "dcmqi" / folder
+        single = read(sorted((place / "image").glob("*.dcm")))
+        whole = read([place / "multiframe" / "mf.dcm"])
+        np.testing.assert_array_equal(whole.voxels, single.voxels)
+        np.testing.assert_allclose(whole.grid.affine, single.grid.affine, atol=1e-6)
+        assert whole.status is single.status is VolumeStatus.EXACT
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_order_of_the_files_changes_no_byte(disordered, data):
@@ -249,22 +252,38 @@ LOSSLESS = (".1.2.dcm", ".1.2.1.dcm", ".1.2.2.dcm", ".99.dcm", ".5.dcm", ".57.dc
 
 def test_real_slices_decode_alike_in_every_lossless_syntax():
     from ctnode.ct.decode import stored_values
-    from ctnode.ct.source import read_frame
+    from ctnode.ct.source import read_file
 
     folder = test_data() / "awkward" / "transfer_syntaxes"
     paths = [path for path in sorted(folder.glob("CTImage.dcm_*")) if path.name.endswith(LOSSLESS)]
     assert len(paths) == 9
-    assert len({stored_values(read_frame(path)).tobytes() for path in paths}) == 1
+    assert len({stored_values(read_file(path)[0]).tobytes() for path in paths}) == 1
 
 
-@pytest.mark.parametrize("syntax", [".51", ".53", ".55"])
+def test_twelve_bits_of_jpeg_extended_are_decoded_without_noise(capfd):
+    from ctnode.ct.decode import stored_values
+    from ctnode.ct.source import read_file
+
+    folder = test_data() / "awkward" / "transfer_syntaxes"
+    (whole,) = read_file(next(folder.glob("CTImage.dcm_*.51.dcm")))
+    values = stored_values(whole)
+    assert (values.min(), values.max()) == (497, 2708)
+    plain = stored_values(read_file(next(folder.glob("CTImage.dcm_*1.2.1.dcm")))[0]).astype(float)
+    inside = plain > -1000
+    assert np.corrcoef(values[inside], plain[inside])[0, 1] > 0.999  # lossy
+    frames = read_file(folder / "CT0012.fragmented_no_bot_jpeg_baseline.51.dcm")
+    assert [int(stored_values(frame).max()) for frame in frames] == [2223, 2197]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("syntax", [".53", ".55"])
 def test_a_syntax_that_nothing_decodes_is_refused_by_name(syntax):
     from ctnode.ct.decode import stored_values
-    from ctnode.ct.source import read_frame
+    from ctnode.ct.source import read_file
 
     path = next((test_data() / "awkward" / "transfer_syntaxes").glob(f"CTImage.dcm_*{syntax}.dcm"))
     with pytest.raises(Refusal, match=f"1.2.840.10008.1.2.4{syntax}") as caught:
-        stored_values(read_frame(path))
+        stored_values(read_file(path)[0])
     assert caught.value.code == "NO_DECODER"
 
 
@@ -295,7 +314,8 @@ def run(files, out, **options):
         "study": STUDY, "series": SERIES, "revision": 1, "made_at": datetime(2020, 1, 1, tzinfo=UTC), "out": out,
         "settings": Pipeline(), **options,
     }  # fmt: skip
-    return process_series(files, **settings)
+    (report,) = process_series(files, **settings)
+    return report
 
 
 @pytest.fixture(scope="module")
@@ -352,9 +372,9 @@ def test_a_volume_that_is_not_in_hu_is_not_measured(tmp_path):
     assert set(report.outputs) == {"ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png"}
 
 
-@pytest.mark.parametrize(("pick", "volume"), [(without(3), 1), (without(*range(8)), 0)])
+@pytest.mark.parametrize(("pick", "volume"), [(without(), 1), (without(*range(8)), 0)])
 def test_a_refusal_is_an_answer(tmp_path, pick, volume):
-    report = run(pick(write_ramp(tmp_path / "in", grid())), tmp_path / "out")
+    report = run(pick(write_ramp(tmp_path / "in", grid(), edit=drop("RescaleSlope"))), tmp_path / "out")
     assert (report.status, report.volume, report.lungs) == (VolumeStatus.REFUSED, volume, LungStatus.NOT_RUN)
     assert report.outputs == ("ct.json",)
     assert json.loads((tmp_path / "out" / "ct.json").read_text())["ctnode"]["issues"][-1]["severity"] == "error"
@@ -376,3 +396,109 @@ def test_the_phantom_is_a_ct_image_that_others_read(tmp_path):
     dataset = pydicom.dcmread(paths[0])
     assert str(dataset.PatientName) == "PHANTOM^CHEST"
     assert SimpleITK.ReadImage(str(paths[0])).GetSize() == (10, 12, 1)
+
+
+@pytest.mark.parametrize(
+    ("pick", "code"),
+    [(without(3), "INCOMPLETE"), (without(*range(1, 8)), "SINGLE_SLICE"), (without(*range(2, 8)), "TOO_FEW_SLICES")],
+)
+def test_what_is_not_whole_is_converted_and_not_measured(tmp_path, pick, code):
+    report = run(pick(write_ramp(tmp_path / "in", grid())), tmp_path / "out")
+    assert report.status is VolumeStatus.REPAIRED
+    assert code in {issue.code for issue in report.issues}
+    assert report.lungs is LungStatus.NOT_RUN
+    assert report.reasons
+    assert set(report.outputs) == {"ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png"}
+
+
+@pytest.fixture(scope="module")
+def two_volumes(tmp_path_factory):
+    place = tmp_path_factory.mktemp("two")
+    paths = write_ramp(place / "a", grid())
+    paths += write_ramp(place / "b", grid((6, 12, 10), axes=CORONAL), edit=mark_as("2"))
+    return paths + write_ramp(place / "c", grid((5, 12, 10), axes=CORONAL), edit=bent)
+
+
+def mark_as(name):
+    return lambda _, dataset: setattr(dataset, "SOPInstanceUID", f"{dataset.SOPInstanceUID}.{name}")
+
+
+def bent(index, dataset):
+    mark_as("3")(index, dataset)
+    dataset.Rows, dataset.Columns = dataset.Columns, dataset.Rows
+    x, y, z = dataset.ImagePositionPatient
+    dataset.ImagePositionPatient = [x + index**2, y, z]
+
+
+def test_only_the_main_volume_is_converted_and_the_others_are_listed(two_volumes, tmp_path):
+    report = run(two_volumes, tmp_path / "out")
+    assert [issue.code for issue in report.issues] == ["OTHER_GROUP", "OTHER_GROUP"]
+    own = json.loads((tmp_path / "out" / "ct.json").read_text())["ctnode"]
+    assert [(one["images"], one["shape_zyx"], one["refused"]) for one in own["other_volumes"]] == [
+        (6, [6, 12, 10], None), (5, None, "CURVED")
+    ]  # fmt: skip
+    assert not list((tmp_path / "out").glob("*_2*"))
+
+
+def test_all_volumes_are_converted_beside_each_other(two_volumes, tmp_path):
+    (tmp_path / "out").mkdir()
+    reports = process_series(
+        two_volumes, study=STUDY, series=SERIES, revision=1, made_at=datetime(2020, 1, 1, tzinfo=UTC),
+        out=tmp_path / "out", settings=Pipeline(volumes="all"),
+    )  # fmt: skip
+    assert [(report.volume, report.status) for report in reports] == [
+        (1, VolumeStatus.EXACT), (2, VolumeStatus.EXACT), (3, VolumeStatus.REFUSED)
+    ]  # fmt: skip
+    assert reports[1].lungs is LungStatus.NOT_RUN
+    assert set(reports[1].outputs) == {"ct_2.json", "ct_2.nii.gz", "ct_iso_2.nii.gz", "preview_2.png"}
+    assert set(reports[2].outputs) == {"ct_3.json"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {name for report in reports for name in report.outputs}
+    second = nibabel.load(tmp_path / "out" / "ct_2.nii.gz")
+    affine = np.diag([-1, -1, 1, 1]) @ second.affine
+    ijk = np.stack(np.meshgrid(*(np.arange(side) for side in second.shape), indexing="ij"), axis=-1)
+    truth = (ijk @ affine[:3, :3].T + affine[:3, 3]) @ [1, -2, 3]
+    assert np.abs(np.asanyarray(second.dataobj) - truth).max() <= HALF_HU
+
+
+def test_a_deflated_data_set_is_inflated_within_bounds(tmp_path):
+    from ctnode.ct import dataset
+
+    (path,) = write_ramp(tmp_path, grid((1, 12, 10)), transfer_syntax=DeflatedExplicitVRLittleEndian)
+    with path.open("rb") as file:
+        start, syntax, _ = dataset.read_meta(file)
+        with pytest.raises(Refusal, match="longer"):
+            dataset.parse(file, start, syntax, header_bytes=500)
+        assert len(dataset.inflate(file, start, 600)) == 600
+    path.write_bytes(path.read_bytes()[:-40])
+    with path.open("rb") as file, pytest.raises(Refusal, match="cut off"):
+        dataset.inflate(file, start, 1 << 20)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_frames_in_pieces_are_found_with_and_without_an_offset_table(tmp_path, syntax):
+    """Two frames of two fragments each: only a table, or where a codestream begins, tells which belong together."""
+    from pydicom.encaps import encapsulate, generate_frames
+    from pydicom.uid import UID
+
+    from ctnode.ct.encapsulated import codestream
+    from ctnode.ct.source import read_file
+
+    paths = write_ramp(tmp_path, grid((2, 64, 64)), transfer_syntax=syntax)
+    datasets = [pydicom.dcmread(path) for path in paths]
+    streams = [next(generate_frames(dataset.PixelData, number_of_frames=1)) for dataset in datasets]
+    for has_table in (True, False):
+        whole = datasets[0]
+        whole.NumberOfFrames = 2
+        whole.PixelData = encapsulate(streams, fragments_per_frame=2, has_bot=has_table)
+        whole.file_meta.TransferSyntaxUID = UID(syntax)
+        whole.PerFrameFunctionalGroupsSequence = [pydicom.Dataset(), pydicom.Dataset()]
+        path = tmp_path / f"whole{has_table}.dcm"
+        whole.save_as(path)
+        frames = read_file(path)
+        if not has_table and syntax == RLELossless:
+            with pytest.raises(Refusal) as caught:
+                codestream(frames[0])
+            assert caught.value.code == "BAD_PIXELS"
+        else:
+            assert [codestream(frame).rstrip(b"\0") for frame in frames] == [one.rstrip(b"\0") for one in streams]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctnode.ct import select
+from ctnode.ct import repeats, select
 from ctnode.ct.source import DISCRIMINATORS
 from ctnode.words import Refusal, Severity
 from tests.phantom_series import frame
@@ -18,7 +18,7 @@ CORONAL = (1, 0, 0, 0, 0, -1)
 @pytest.fixture(autouse=True)
 def pixels(monkeypatch):
     """Let the SOP Instance UID say what the pixels are: the part before the first dash."""
-    monkeypatch.setattr(select, "stored_values", lambda one: np.array([hash(one.sop_uid.partition("-")[0])]))
+    monkeypatch.setattr(repeats, "stored_values", lambda one: np.array([hash(one.sop_uid.partition("-")[0])]))
 
 
 def stack(count=6, prefix="s", **changes):
@@ -142,14 +142,89 @@ def test_one_uid_at_two_places_is_refused():
     [
         (stack(sop_class="1.2.840.10008.5.1.4.1.1.4"), "NO_CT_IMAGES"),
         ([frame(position_mm=None)], "NO_GEOMETRY"),
-        ([frame(frames=30)], "MULTIFRAME_NOT_SUPPORTED"),
-        ([frame(sop_class="1.2.840.10008.5.1.4.1.1.2.1")], "MULTIFRAME_NOT_SUPPORTED"),
+        ([frame(frames=30)], "NO_GEOMETRY"),
     ],
 )
 def test_series_without_a_volume(frames, code):
     with pytest.raises(Refusal) as caught:
         choose(frames)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("keyword", DISCRIMINATORS)
+def test_each_attribute_that_can_tell_images_apart_does(keyword):
+    def told(value):
+        return tuple(value if name == keyword else "" for name in DISCRIMINATORS)
+
+    chosen, issues = choose([*stack(6, "a", discriminators=told("1")), *stack(7, "b", discriminators=told("2"))])
+    assert {name[0] for name in chosen} == {"b"}
+    assert f"{keyword} 1" in issues["OTHER_ACQUISITION"].action
+
+
+def test_the_first_attribute_that_discriminates_is_used():
+    # Acquisition numbers tell all apart, times do too, but into pieces.
+    def told(number, time):
+        return (number, *("",) * (len(DISCRIMINATORS) - 3), time, "")
+
+    first = [frame(sop_uid=f"a{k}", position_mm=(0, 0, 2.0 * k), discriminators=told("1", str(k))) for k in range(6)]
+    second = [frame(sop_uid=f"b{k}", position_mm=(0, 0, 2.0 * k), discriminators=told("2", str(k))) for k in range(6)]
+    _, issues = choose([*first, *second])
+    assert "AcquisitionNumber 2" in issues["OTHER_ACQUISITION"].action
+
+
+def everything(frames):
+    return select.candidates(frames, [])
+
+
+def test_every_volume_is_listed_the_largest_valid_one_first():
+    bent = [frame(sop_uid=f"c{k}", position_mm=(k * k / 2, 0, 2.0 * k), rows=9) for k in range(20)]
+    handful = stack(3, "h", columns=9)
+    found = everything([*bent, *stack(6), *handful])
+    assert [(len(one.frames), one.refusal.code if one.refusal else None) for one in found] == [
+        (6, None), (20, "CURVED"), (3, None)
+    ]  # fmt: skip
+    assert found[0].as_json() == {
+        "images": 6, "shape_zyx": [6, 4, 4], "spacing_zyx_mm": [2.0, 1.0, 1.0], "code": "", "reason": "",
+        "refused": None,
+    }  # fmt: skip
+    assert "matrix" in found[1].words
+    assert "CURVED" in found[1].words
+
+
+def test_a_series_of_one_invalid_group_and_a_handful_is_refused():
+    bent = [frame(sop_uid=f"c{k}", position_mm=(k * k / 2, 0, 2.0 * k)) for k in range(20)]
+    with pytest.raises(Refusal) as caught:
+        choose([*bent, *stack(2, "h", columns=9)])
+    assert caught.value.code == "CURVED"
+
+
+def test_an_ambiguous_group_beside_a_volume_is_a_warning():
+    other = frame(sop_uid="other", position_mm=(0.0, 0.0, 6.0), rows=9)
+    _, issues = choose([*stack(), *stack(5, "x", rows=9), other])
+    assert issues["OTHER_GROUP"].severity is Severity.WARNING
+
+
+def test_frames_of_one_file_are_images_of_their_own():
+    enhanced = {"sop_class": "1.2.840.10008.5.1.4.1.1.2.1", "frames": 6, "sop_uid": "e", "digest": "d"}
+    frames = [frame(index=k, position_mm=(0.0, 0.0, 2.0 * k), **enhanced) for k in range(6)]
+    issues = []
+    assert len(select.choose(frames, issues)) == 6
+    assert issues == []
+    assert frames[2].name == "e frame 3"
+
+
+def test_stacks_are_kept_apart():
+    frames = [*stack(6, "a", stack="1"), *stack(5, "b", stack="2")]
+    chosen, issues = choose(frames)
+    assert {name[0] for name in chosen} == {"a"}
+    assert "stack" in issues["OTHER_GROUP"].action
+
+
+def test_a_concatenation_without_a_part_is_a_warning():
+    parts = [frame(sop_uid=f"s{k}", position_mm=(0, 0, 2.0 * k), concatenation=("c", k, 0)) for k in (1, 2, 4, 5)]
+    issues = choose(parts)[1]
+    assert issues["CONCATENATION_INCOMPLETE"].severity is Severity.WARNING
+    assert "first is 3" in issues["CONCATENATION_INCOMPLETE"].action
 
 
 def test_the_order_of_the_files_changes_nothing():

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
 
-from ctnode.ct.decode import codestream_size
-from ctnode.ct.volume import assumed_padding, declared_padding, significant_bits, technique
+from ctnode.ct.encapsulated import codestream_size
+from ctnode.ct.sanity import suspicion
+from ctnode.ct.technique import technique
+from ctnode.ct.values import assumed_padding, connected_to_border, could_be_measured, declared_padding, significant_bits
+from ctnode.ct.volume import unit_of
 from tests.phantom_series import frame
 
 pytestmark = pytest.mark.unit
@@ -80,3 +83,53 @@ def test_the_size_that_a_codestream_declares():
     assert codestream_size(siz) == (300, 512, 1)
     assert codestream_size(b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc3\x00\x0b\x10\x01\x2c\x02\x00\x01") == (300, 512, 1)
     assert codestream_size(b"\xff\xd8" + b"\0" * 30) is None
+
+
+def test_padding_that_a_scanner_can_measure_is_only_what_touches_the_border():
+    assert could_be_measured(frame(padding=0, intercept=-1024.0))
+    assert not could_be_measured(frame(padding=0, intercept=-1025.0))
+    assert not could_be_measured(frame(padding=63536, bits_stored=12, high_bit=11))
+    assert could_be_measured(frame(padding=0, padding_limit=100, intercept=-1100.0))
+    mask = np.zeros((6, 7), bool)
+    mask[0, :3] = mask[3:5, 3] = mask[5, 6] = True
+    found = connected_to_border(mask)
+    assert found.sum() == 4
+    assert not found[3:5].any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rescale_type", "unit"),
+    [("VMI", "", "HU"), ("VMI", "HU", "HU"), ("MAT_SPECIFIC", "HU", "US"), ("ELECTRON_DENSITY", "ED", "ED")],
+)
+def test_maps_of_materials_are_no_hounsfield_units(kind, rescale_type, unit):
+    image_type = ("ORIGINAL", "PRIMARY", "AXIAL", kind)
+    assert unit_of(frame(image_type=image_type, rescale_type=rescale_type)) == unit
+
+
+def body(air=-1000, tissue=40, share=0.4):
+    values = np.full((8, 40, 40), air, np.int16)
+    values[:, : int(40 * share)] = tissue
+    noise = np.random.default_rng(5).normal(0, 15, values.shape)
+    return (values + noise).astype(np.int16)
+
+
+@pytest.mark.parametrize("offset", [1000, 1024, -1024, 400, -300])
+def test_a_scale_that_cannot_be_hounsfield_units_is_suspected(offset):
+    assert "Hounsfield" in suspicion(body() + np.int16(offset), None)
+
+
+@pytest.mark.parametrize(
+    "voxels",
+    [
+        body(), body(tissue=-90), body(air=-1024, share=0.1), np.zeros((4, 40, 40), np.int16),
+        np.linspace(-50, 300, 6400, dtype=np.float32).reshape(4, 40, 40), body(air=-100, tissue=40),
+        np.linspace(-2000, 3000, 6400, dtype=np.float32).reshape(4, 40, 40),
+    ],
+)  # fmt: skip
+def test_what_is_in_order_or_shows_nothing_is_not_suspected(voxels):
+    assert suspicion(voxels, None) == ""
+
+
+def test_padding_is_no_evidence():
+    voxels = body()
+    assert suspicion(np.where(voxels < -500, np.int16(-2000), voxels), voxels < -500) == ""
