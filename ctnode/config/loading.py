@@ -161,10 +161,14 @@ def _explain_fault(fault: Any) -> str:
 
 
 def _nearest(dotted: str) -> str:
-    candidates = difflib.get_close_matches(dotted, list(KEYS), n=1, cutoff=0.5)
-    if not candidates:
-        leaf = dotted.rpartition(".")[2]
-        candidates = [key for key in KEYS if key.rpartition(".")[2] == leaf][:1]
+    """Return a suggestion: the section that looks like it, a key of that very name elsewhere, or the closest key."""
+    section, _, leaf = dotted.rpartition(".")
+    if not section:
+        sections = difflib.get_close_matches(dotted, list(Config.model_fields), n=1, cutoff=0.7)
+        if sections:
+            return f"; did you mean the section {sections[0]}?"
+    elsewhere = [key for key in KEYS if key.rpartition(".")[2] == leaf]
+    candidates = elsewhere or difflib.get_close_matches(dotted, list(KEYS), n=1, cutoff=0.5)
     return f"; did you mean {candidates[0]}?" if candidates else ""
 
 

@@ -117,7 +117,7 @@ class Pipeline(_Section):
         le=20,
         description="edge in millimetres of the voxels of ct_iso and lungs_iso, from 0.2; 0: the grid of the scan",
     )
-    size: tuple[()] | tuple[Side, Side, Side] = Field(
+    size: tuple[Side, ...] = Field(
         (),
         strict=False,
         description="columns, rows and slices of ct_iso over the whole field of view; empty: by spacing_mm",
@@ -131,6 +131,13 @@ class Pipeline(_Section):
     labels: Literal["nearest", "one-hot"] = Field(
         "nearest", description="how masks are resampled; one-hot gives smoother surfaces"
     )
+
+    @field_validator("size")
+    @classmethod
+    def _three_or_none(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(value) not in {0, 3}:
+            raise ValueError("Input should be three numbers: columns, rows, slices")
+        return value
 
     @field_validator("spacing_mm")
     @classmethod
