@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctnode.archive import invariants, revisions
+from ctnode.archive.associations import Association
 from ctnode.archive.database import Database
 from ctnode.archive.elements import EXPLICIT_LITTLE
 from ctnode.archive.incoming import Kept
-from ctnode.archive.associations import Association
 from ctnode.archive.index import Index
 from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened

@@ -24,7 +24,6 @@ from tests.wire_peers import (
     ASSOCIATE_AC,
     ASSOCIATE_RJ,
     P_DATA,
-    PATIENCE_S,
     STANDARD,
     RawPeer,
     associate_rq,
