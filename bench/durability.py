@@ -26,8 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peers import ENVIRONMENT, PEERS, Absent, Serving, machine
-
+from bench.peers import ENVIRONMENT, PEERS, Absent, Serving, machine
 from tests.wire_peers import RawPeer, data_set, uid
 
 FS_IOC_SHUTDOWN = 0x8004587D

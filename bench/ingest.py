@@ -31,8 +31,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peers import ENVIRONMENT, PEERS, Absent, Serving, cpu_seconds, dcmtk_tool, machine, make_instances, resident_mb
-
+from bench.peers import (
+    ENVIRONMENT,
+    PEERS,
+    Absent,
+    Serving,
+    cpu_seconds,
+    dcmtk_tool,
+    machine,
+    make_instances,
+    resident_mb,
+)
 from ctnode.archive.database import Database
 from tests.wire_peers import P_DATA, Answer, RawPeer, data_set, element, pdu, pdv, store_command, uid
 

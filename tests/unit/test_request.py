@@ -39,6 +39,12 @@ def test_as_many_contexts_as_there_are_numbers() -> None:
     assert ITEM_LIMIT > 128 * 66
 
 
+@pytest.mark.parametrize("numbers", [(2,), (0,), (1, 3, 1), (255, 254)])
+def test_numbers_of_contexts_are_odd_and_distinct(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(Malformed):
+        review(memoryview(request([(number, b"1.2.3", (b"1.2",)) for number in numbers])))
+
+
 def test_no_bytes_make_it_raise_anything_else() -> None:
     chance = random.Random(3)
     sound = request(user=user_item(item(0x55, b"VERSION_1")))
