@@ -74,14 +74,16 @@ def _note_dropped(dropped: Sequence[Frame]) -> tuple[Issue, ...]:
 
 
 def _alike(one: Frame, other: Frame) -> bool:
-    same_values = (
-        one.slope, one.intercept, one.has_lut, one.padding, one.padding_limit, one.signed, one.bits_stored, one.high_bit
-    ) == (
-        other.slope, other.intercept, other.has_lut, other.padding, other.padding_limit, other.signed,
-        other.bits_stored, other.high_bit,
-    )  # fmt: skip
+    same_values = _meaning(one) == _meaning(other)
     # Two tables are not compared: images that have one differ, unless their files are the same.
     return same_values and not one.has_lut and np.array_equal(stored_values(one), stored_values(other))
+
+
+def _meaning(frame: Frame) -> tuple[object, ...]:
+    """Return what stored values mean; padding modulo 2^16, since senders write it with either sign."""
+    padding = tuple(None if end is None else end & 0xFFFF for end in (frame.padding, frame.padding_limit))
+    bits = frame.signed, frame.bits_stored, frame.high_bit
+    return frame.slope, frame.intercept, frame.has_lut, padding, bits
 
 
 def _split(places: Sequence[Sequence[Frame]]) -> list[Part]:

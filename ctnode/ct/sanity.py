@@ -14,7 +14,8 @@ def suspicion(
     *,
     bin_hu: float = 20.0,
     peak_hu: float = 60.0,
-    peak_factor: float = 3.0,
+    air_factor: float = 2.0,
+    tissue_factor: float = 1.2,
     least_part: float = 0.02,
     contrast_hu: tuple[float, float] = (700.0, 1400.0),
     air_hu: tuple[float, float] = (-1100.0, -900.0),
@@ -34,7 +35,7 @@ def suspicion(
         ``(z, y, x)`` bool or None.
     bin_hu, peak_hu
         Width of the bins, and half width of a peak.
-    peak_factor, least_part
+    air_factor, tissue_factor, least_part
         A peak holds this many times its share of a flat histogram, and this part of all voxels.
     contrast_hu
         Least and largest distance of the two peaks that counts as air and soft tissue.
@@ -51,17 +52,20 @@ def suspicion(
     centres = (edges[:-1] + edges[1:]) / 2
     spread = max(float(np.ptp(np.percentile(values, (0.5, 99.5)))), bin_hu)
 
-    def peak(inside: npt.NDArray[np.bool_]) -> float | None:
+    def peak(inside: npt.NDArray[np.bool_], factor: float) -> float | None:
         if not counts[inside].any():
             return None
         place = float(centres[inside][np.argmax(counts[inside])])
         share = float(counts[np.abs(centres - place) <= peak_hu].sum()) / values.size
         flat = min(1.0, (2 * peak_hu + bin_hu) / spread)
-        return place if share >= max(least_part, min(0.5, peak_factor * flat)) else None
+        return place if share >= max(least_part, min(0.5, factor * flat)) else None
 
     low = float(np.percentile(values, 0.5))
-    air = peak(centres <= low + 2 * peak_hu)
-    tissue = None if air is None else peak((centres >= air + contrast_hu[0]) & (centres <= air + contrast_hu[1]))
+    air = peak(centres <= low + 2 * peak_hu, air_factor)
+    tissue = None
+    if air is not None:
+        between = (centres >= air + contrast_hu[0]) & (centres <= air + contrast_hu[1])
+        tissue = peak(between, tissue_factor)
     if air is None or tissue is None:
         return ""
     if air_hu[0] <= air <= air_hu[1] and tissue_hu[0] <= tissue <= tissue_hu[1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from datetime import UTC, datetime
 
 import nibabel
@@ -28,6 +29,7 @@ from ctnode.ct.phantom_dicom import write_series
 from ctnode.flow.job import STEPS
 from ctnode.flow.pipeline import process_series
 from ctnode.words import LungStatus, Refusal, VolumeStatus
+from tests.adversarial import multiframe
 from tests.phantom_series import (
     CORONAL,
     FEET_FIRST,
@@ -347,6 +349,55 @@ def test_a_chest_gets_all_results(chest_files, tmp_path):
     assert sidecar["KVP"] == 120
     assert sidecar["ctnode"]["status"] == "EXACT"
     assert "PHANTOM" not in (tmp_path / "out" / "ct.json").read_text()
+
+
+def test_an_enhanced_ct_of_a_chest_gets_the_results_of_its_single_frames(chest_files, tmp_path):
+    images = [pydicom.dcmread(path) for path in chest_files]
+    whole = multiframe(images[::-1], uid="chest")
+    (tmp_path / "in").mkdir()
+    whole.save_as(tmp_path / "in" / "whole.dcm", enforce_file_format=True)
+    single = run(chest_files, tmp_path / "single")
+    enhanced = run([tmp_path / "in" / "whole.dcm"], tmp_path / "enhanced")
+    assert (enhanced.status, enhanced.lungs, enhanced.reasons) == (single.status, single.lungs, single.reasons)
+    assert enhanced.outputs == single.outputs
+    for name in ("ct.nii.gz", "lungs.nii.gz", "measurements.json"):
+        assert (tmp_path / "enhanced" / name).read_bytes() == (tmp_path / "single" / name).read_bytes(), name
+    assert json.loads((tmp_path / "enhanced" / "ct.json").read_text())["KVP"] == 120
+
+
+def test_a_scale_that_is_not_that_of_hounsfield_units_is_suspect(chest_files, tmp_path):
+    for path in chest_files:
+        dataset = pydicom.dcmread(path)
+        dataset.RescaleIntercept = "0"
+        dataset.save_as(tmp_path / path.name)
+    volume = read(sorted(tmp_path.iterdir()))
+    assert volume.status is VolumeStatus.REPAIRED
+    assert [issue.code for issue in volume.issues] == ["HU_SUSPECT"]
+
+
+@pytest.mark.parametrize(
+    "name", ["tilt_with_unequal_spacing", "enhanced_with_two_times", "a_slice_twice", "two_kernels"]
+)
+def test_repaired_and_multiframe_volumes_do_not_depend_on_order_either(tmp_path, name):
+    from tests.adversarial import CASES
+
+    CASES[name](tmp_path)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    first = content(read(files))
+    assert content(read(files[::-1])) == first
+    names = random.Random(6).sample(range(len(files)), len(files))
+    renamed = [path.rename(tmp_path / f"again{number}") for path, number in zip(files, names, strict=True)]
+    assert content(read(renamed)) == first
+
+
+def test_a_decoder_that_is_missing_is_named(tmp_path, monkeypatch):
+    from ctnode.ct import decode
+
+    paths = write_ramp(tmp_path, grid((8, 64, 64)), transfer_syntax=JPEG2000Lossless)
+    monkeypatch.setitem(decode._DECODERS, JPEG2000Lossless, ("gone", "pylibjpeg-openjpeg"))
+    with pytest.raises(Refusal, match=r"1\.2\.840\.10008\.1\.2\.4\.90.*pylibjpeg-openjpeg") as caught:
+        read(paths)
+    assert caught.value.code == "NO_DECODER"
 
 
 def test_a_second_run_gives_the_same_bytes(chest_files, tmp_path):

@@ -108,6 +108,13 @@ def test_equal_pixels_with_another_rescale_are_not_equal():
     assert caught.value.code == "AMBIGUOUS"
 
 
+def test_padding_written_with_another_sign_is_the_same_padding():
+    main = stack(padding=63536, signed=True)
+    again = frame(sop_uid="s3-again", position_mm=(0.0, 0.0, 6.0), padding=-2000, signed=True)
+    chosen, issues = choose([*main, again])
+    assert (chosen, issues.keys()) == (names(main), {"DUPLICATE_SLICE"})
+
+
 def acquisition(number):
     return (str(number), *("",) * (len(DISCRIMINATORS) - 1))
 
@@ -170,6 +177,21 @@ def test_the_first_attribute_that_discriminates_is_used():
     second = [frame(sop_uid=f"b{k}", position_mm=(0, 0, 2.0 * k), discriminators=told("2", str(k))) for k in range(6)]
     _, issues = choose([*first, *second])
     assert "AcquisitionNumber 2" in issues["OTHER_ACQUISITION"].action
+
+
+def test_an_attribute_that_leaves_two_images_at_one_position_tells_nothing():
+    def told(kvp, kernel):
+        values = {"KVP": kvp, "ConvolutionKernel": kernel}
+        return tuple(values.get(name, "") for name in DISCRIMINATORS)
+
+    soft = [frame(sop_uid=f"a{k}", position_mm=(0, 0, 2.0 * k), discriminators=told("120", "soft")) for k in range(7)]
+    sharp = [
+        frame(sop_uid=f"b{k}", position_mm=(0, 0, 2.0 * k), discriminators=told("80" if k == 5 else "120", "sharp"))
+        for k in range(6)
+    ]
+    chosen, issues = choose([*soft, *sharp])
+    assert chosen == names(soft)
+    assert "ConvolutionKernel sharp" in issues["OTHER_ACQUISITION"].action
 
 
 def everything(frames):

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pydicom import Dataset
 
 from ctnode.ct.encapsulated import codestream_size
+from ctnode.ct.repair import shifted
 from ctnode.ct.sanity import suspicion
+from ctnode.ct.source import attributes
 from ctnode.ct.technique import technique
 from ctnode.ct.values import assumed_padding, connected_to_border, could_be_measured, declared_padding, significant_bits
 from ctnode.ct.volume import unit_of
@@ -133,3 +135,42 @@ def test_what_is_in_order_or_shows_nothing_is_not_suspected(voxels):
 def test_padding_is_no_evidence():
     voxels = body()
     assert suspicion(np.where(voxels < -500, np.int16(-2000), voxels), voxels < -500) == ""
+
+
+def group(**values):
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    outer = Dataset()
+    outer.PixelValueTransformationSequence = [item]
+    return outer
+
+
+def test_the_groups_of_a_frame_come_before_the_shared_ones_and_those_before_the_data_set():
+    whole = Dataset()
+    whole.RescaleSlope, whole.RescaleIntercept, whole.RescaleType = "1", "1", "all"
+    whole.SharedFunctionalGroupsSequence = [group(RescaleSlope="2", RescaleIntercept="2")]
+    whole.PerFrameFunctionalGroupsSequence = [group(RescaleSlope="3"), group(RescaleSlope="4")]
+    found = attributes(whole, 1)
+    assert (found.get("RescaleSlope"), found.get("RescaleIntercept"), found.get("RescaleType")) == (4, 2, "all")
+    assert found.get("KVP") is None
+    assert "RescaleType" in found
+    assert "KVP" not in found
+    assert attributes(whole, 7).get("RescaleSlope") == 2
+
+
+@given(st.floats(0, 5), st.floats(0, 5))
+def test_a_shifted_plane_is_the_same_plane_elsewhere(right, down):
+    j, i = np.mgrid[:9, :8].astype(np.float32)
+    mask = np.zeros((9, 8), bool)
+    mask[4, 4] = True
+    moved, outside = shifted(10 * i - 7 * j, mask, (right, down), 15, 14)
+    rows, columns = np.mgrid[:15, :14]
+    truth = 10 * (columns - right) - 7 * (rows - down)
+    assert np.abs(moved - truth)[~outside].max() < 2e-3
+    # What is inside lies between pixels that are there, none of which is padding.
+    inside = (columns >= right - 1e-3) & (columns <= right + 7.001) & (rows >= down - 1e-3) & (rows <= down + 8.001)
+    assert not (~outside & ~inside).any()
+    hole = (np.abs(columns - right - 4) < 0.999) & (np.abs(rows - down - 4) < 0.999)
+    assert outside[hole].all()
+    assert (~outside).sum() >= 7 * 8 - 4
