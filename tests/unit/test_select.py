@@ -50,6 +50,7 @@ def names(frames):
         ({"pixel_spacing_mm": (1.0, 1.1)}, "OTHER_GROUP"),
         ({"frame_of_reference": "1.3"}, "OTHER_GROUP"),
         ({"rescale_type": "MGML"}, "OTHER_GROUP"),
+        ({"image_type": ("ORIGINAL", "PRIMARY", "AXIAL", "ELECTRON_DENSITY")}, "OTHER_GROUP"),
     ],
 )
 def test_what_does_not_belong_is_left_out_and_named(odd, code):
