@@ -14,7 +14,7 @@ from typing import Final
 
 from ctnode.ct.repeats import names_of, one_per_position
 from ctnode.ct.source import Frame, in_order
-from ctnode.ct.volume import in_space, placement_of
+from ctnode.ct.volume import in_space, placement_of, unit_of
 from ctnode.words import Issue, Refusal, Severity
 
 CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
@@ -145,7 +145,7 @@ def _compared(candidate: Candidate, main: Frame) -> Candidate:
             ("frame of reference", first.frame_of_reference, main.frame_of_reference),
             ("matrix", (first.rows, first.columns), (main.rows, main.columns)),
             ("kind of image", first.image_type[:3], main.image_type[:3]),
-            ("unit", first.rescale_type or "HU", main.rescale_type or "HU"),
+            ("unit", unit_of(first), unit_of(main)),
             ("photometric interpretation", first.photometric, main.photometric),
             ("stack", first.stack, main.stack),
             ("orientation", first.orientation, main.orientation),
@@ -240,7 +240,7 @@ def _groups(frames: Sequence[Frame], *, tolerance: float = 1e-4) -> list[list[Fr
         assert frame.orientation is not None
         assert frame.pixel_spacing_mm is not None
         sure = (
-            frame.frame_of_reference, frame.rows, frame.columns, frame.photometric, frame.rescale_type or "HU",
+            frame.frame_of_reference, frame.rows, frame.columns, frame.photometric, unit_of(frame),
             frame.image_type[0], frame.image_type[2:3], frame.stack,
         )  # fmt: skip
         numbers = frame.orientation + frame.pixel_spacing_mm

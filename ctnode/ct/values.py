@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -44,7 +45,9 @@ def significant_bits(raw: Stored, frame: Frame) -> Stored:
 
 
 def read_values(
-    frame: Frame, out: npt.NDArray[np.int16] | npt.NDArray[np.float32]
+    frame: Frame,
+    out: npt.NDArray[np.int16] | npt.NDArray[np.float32],
+    decode: Callable[[Frame], Stored] = stored_values,
 ) -> tuple[Mask | None, frozenset[str]]:
     """Decode ``frame`` into ``out`` and return where it is padding, and codes of what was noticed.
 
@@ -52,6 +55,8 @@ def read_values(
     ----------
     out
         ``(rows, columns)`` int16 or float32; padding becomes -1024.
+    decode
+        Gives the stored values; ``stored_values`` or what ``parallel.decoder`` gives.
 
     Returns
     -------
@@ -67,7 +72,7 @@ def read_values(
     Refusal
         Codes of ``decode.stored_values``, and ``MODALITY_LUT``.
     """
-    raw = stored_values(frame)
+    raw = decode(frame)
     stored = significant_bits(raw, frame)
     mask = declared_padding(raw, stored, frame)
     notes: set[str] = set()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ctnode.ct.geometry import Placement, place
 from ctnode.ct.grid import Volume
+from ctnode.ct.parallel import Decode, decoder
 from ctnode.ct.repair import Plane, carry_out
 from ctnode.ct.sanity import suspicion
 from ctnode.ct.source import Frame, attributes, in_order, read_header
@@ -80,8 +81,10 @@ def build(
         check_modality(frame)
     placement = placement_of(frames)
     ordered = [frames[index] for index in placement.order]
-    filling = _Filling(ordered, placement, threads or min(8, len(os.sched_getaffinity(0))))
-    voxels = filling.voxels()
+    threads = threads or min(8, len(os.sched_getaffinity(0)))
+    with decoder(ordered, threads) as decode:
+        filling = _Filling(ordered, placement, threads, decode)
+        voxels = filling.voxels()
     padding = filling.padding()
     unit = unit_of(ordered[0])
     found = [*issues, *placement.issues, *filling.remarks(), *_remarks(ordered, unit)]
@@ -120,7 +123,8 @@ def _remarks(frames: Sequence[Frame], unit: str) -> Iterable[Issue]:
 class _Filling:
     """Decode the frames of a volume, slice by slice, in threads; straight into it, or through its plan."""
 
-    def __init__(self, frames: Sequence[Frame], placement: Placement, threads: int) -> None:
+    def __init__(self, frames: Sequence[Frame], placement: Placement, threads: int, decode: Decode) -> None:
+        self._decode = decode
         self._frames = frames
         self._plan = placement.plan
         self._shape = placement.grid.shape
@@ -164,7 +168,7 @@ class _Filling:
         _all_of(fill, len(self._frames), self._threads)
 
     def _read(self, index: int, out: _Voxels) -> Mask | None:
-        mask, notes = read_values(self._frames[index], out)
+        mask, notes = read_values(self._frames[index], out, self._decode)
         for code in notes:
             self._notes.setdefault(code, set()).add(index)
         return mask

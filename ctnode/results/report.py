@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ExplicitVRLittleEndian
 
 from ctnode import __version__
+from ctnode.ct.dataset import readable
 from ctnode.ct.grid import Volume
 from ctnode.ct.lungs import WITHOUT_MASK, Lungs
 from ctnode.ct.measure import LungNumbers, Measurements
@@ -144,17 +145,22 @@ def _patient_and_study(header: Dataset, study: str) -> Dataset:
     """Return a data set with the source's patient and study, in the source's character set."""
     dataset = Dataset()
     for keyword in _TYPE_3:
-        if keyword in header and not header[keyword].is_empty:
+        if _is_filled(header, keyword):
             dataset[keyword] = header[keyword]
     for keyword in _TYPE_2:
-        if keyword in header and not header[keyword].is_empty:
+        if _is_filled(header, keyword):
             dataset[keyword] = header[keyword]
         else:
             setattr(dataset, keyword, None)
     # Data sets without UIDs are grouped under a name that is none; their report still needs a valid one.
     named = study if UID(study).is_valid else derived_uid("study", study)
-    dataset.StudyInstanceUID = header.get("StudyInstanceUID") or named
+    dataset.StudyInstanceUID = readable(header, "StudyInstanceUID") or named
     return dataset
+
+
+def _is_filled(header: Dataset, keyword: str) -> bool:
+    """Return whether there is a value; one that cannot be read is none."""
+    return readable(header, keyword) is not None and not header[keyword].is_empty
 
 
 def _describe(dataset: Dataset, identity: str, made_at: datetime, *, found: bool) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
-import random
 from datetime import UTC, datetime
 
 import nibabel
@@ -385,9 +385,41 @@ def test_repaired_and_multiframe_volumes_do_not_depend_on_order_either(tmp_path,
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     first = content(read(files))
     assert content(read(files[::-1])) == first
-    names = random.Random(6).sample(range(len(files)), len(files))
-    renamed = [path.rename(tmp_path / f"again{number}") for path, number in zip(files, names, strict=True)]
+    renamed = [path.rename(tmp_path / f"again{len(files) - number:03}") for number, path in enumerate(files)]
     assert content(read(renamed)) == first
+
+
+def test_processes_decode_what_one_does_and_refuse_alike(tmp_path):
+    from ctnode.ct.decode import stored_values
+    from ctnode.ct.parallel import decoder
+    from ctnode.ct.source import read_frames
+
+    paths = write_ramp(tmp_path, grid((4, 64, 64)), transfer_syntax=JPEGLSLossless)
+    frames, _ = read_frames(paths)
+    broken = dataclasses.replace(frames[0], rows=63)
+    with decoder(frames, 2, least_work_s=0.0) as decode:
+        assert decode is not stored_values
+        for frame in frames:
+            np.testing.assert_array_equal(decode(frame), stored_values(frame))
+        with pytest.raises(Refusal) as caught:
+            decode(broken)
+    assert caught.value.code == "BAD_PIXELS"
+    for processes in (1, 2):
+        with decoder(frames, processes) as decode:
+            assert decode is stored_values
+
+
+def test_a_decoder_that_takes_its_process_with_it_is_a_refusal(tmp_path):
+    from ctnode.ct.parallel import decoder
+    from ctnode.ct.source import read_frames
+
+    frames, _ = read_frames(write_ramp(tmp_path, grid((4, 64, 64)), transfer_syntax=JPEGLSLossless))
+    with decoder(frames, 2, least_work_s=0.0) as decode:
+        # Nothing that can be an order: the helper dies of it.
+        with pytest.raises(Refusal, match="ended") as caught:
+            decode(dataclasses.replace(frames[0], rows=None))
+        assert caught.value.code == "CRASHED"
+        assert decode(frames[1]).shape == (64, 64)
 
 
 def test_a_decoder_that_is_missing_is_named(tmp_path, monkeypatch):
