@@ -22,7 +22,7 @@ from PIL import Image as Picture
 from pydicom.datadict import dictionary_VR
 
 from ctnode.archive import catalog, jobs, revisions
-from ctnode.config import Config, Log, Pipeline, Storage
+from ctnode.config import Config, Log, Outputs, Pipeline, Storage
 from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
 from ctnode.flow.doctor import examine
@@ -129,12 +129,13 @@ def finished(tmp_path: Path, said: io.StringIO) -> Iterator[tuple[Root, Path]]:
         "made_at": datetime(2026, 1, 1, tzinfo=UTC).timestamp(),
         "out": str(out),
         "pipeline": Pipeline(spacing_mm=3.0).model_dump(),
+        "wanted": Outputs().model_dump(),
     }
     child = subprocess.run(
         [sys.executable, "-m", "ctnode.flow.child"], input=json.dumps(order).encode(), capture_output=True, check=True
     )
     assert CANARY not in child.stdout.decode() + child.stderr.decode()
-    report = json.loads(child.stdout.splitlines()[-1])["report"]
+    (report,) = json.loads(child.stdout.splitlines()[-1])["reports"]
     jobs.finish(root.database, lease, [report], "done", lambda _newest: None)
     with Role("keep", root.layout.run, "digest") as role:
         role.report(waiting=0)
