@@ -373,6 +373,14 @@ def run(data: Path | None, files: int, seed: int, *, verbose: bool = False) -> O
     return outcome
 
 
+def as_they_are(place: Path) -> Outcome:
+    """Return what becomes of a folder that nobody mutated."""
+    outcome = Outcome()
+    with tempfile.TemporaryDirectory(prefix="ctnode-mutate-") as scratch:
+        _judge([], place, Path(scratch, "out"), outcome, place.name)
+    return outcome
+
+
 def _judge(made: list[Case], place: Path, out: Path, outcome: Outcome, label: str) -> None:
     shutil.rmtree(out, ignore_errors=True)
     environment = os.environ | {"CTNODE_WORKER__MEMORY_MB": str(MEMORY_MB), "CTNODE_WORKER__TIMEOUT_S": str(TIMEOUT_S)}
