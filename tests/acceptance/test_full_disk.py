@@ -20,6 +20,7 @@ from tests.harness import (
     sop_and_digest,
     storescu,
     tool,
+    wait_until,
 )
 from tests.wire_peers import ASSOCIATE_RJ, STANDARD, RawPeer, associate_rq
 
@@ -69,9 +70,14 @@ class SmallDisk:
 
     def repair(self) -> None:
         """Unmount, check and mount again."""
-        subprocess.run([tool("umount"), str(self.mount)], check=True)
+        unmount(self.mount)
         subprocess.run([tool("fsck.ext4"), "-p", self.device], check=False, capture_output=True)
         subprocess.run([tool("mount"), "-o", "errors=remount-ro", self.device, str(self.mount)], check=True)
+
+
+def unmount(place: Path) -> None:
+    """Unmount, once the last process that was told to end has let go."""
+    wait_until(lambda: subprocess.run([tool("umount"), str(place)], check=False).returncode == 0, f"{place} to be free")
 
 
 @contextmanager
@@ -99,7 +105,7 @@ def small_disk(kind: str, folder: Path) -> Iterator[SmallDisk]:
         try:
             yield SmallDisk(place, device)
         finally:
-            subprocess.run([tool("umount"), str(place)], check=True)
+            unmount(place)
     finally:
         if device != "tmpfs":
             subprocess.run([tool("losetup"), "-d", device], check=True)

@@ -14,11 +14,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Answer, Node, data_set_of, descendants, send_as_is, sha256, small_series, sop_and_digest
+from tests.harness import (
+    Answer,
+    Node,
+    data_set_of,
+    descendants,
+    send_as_is,
+    sha256,
+    small_series,
+    sop_and_digest,
+    wait_until,
+)
 
 pytestmark = pytest.mark.acceptance
 
@@ -118,6 +129,10 @@ def check_alive(node: Node, pushed: Pushed) -> None:
     assert node.query("SELECT * FROM quarantine") == []
 
 
+def is_tidy(folder: Path) -> bool:
+    return not any(path.name.startswith(".") for path in folder.iterdir())
+
+
 def check_finished(node: Node, pushed: Pushed) -> None:
     """Every series of which anything arrived ends as DONE, with results of all its instances."""
     for uid in pushed.series:
@@ -128,7 +143,8 @@ def check_finished(node: Node, pushed: Pushed) -> None:
         assert now is not None
         folder = node.results(uid, now.revision)
         assert (folder / "ct.json").is_file()
-        assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")], "left from publishing"
+        # The folder that was moved aside goes after the row was committed.
+        wait_until(partial(is_tidy, folder.parent), "nothing left from publishing")
     held = [uid for uid in pushed.acknowledged if not node.query("SELECT 1 FROM instances WHERE sop_instance = ?", uid)]
     assert not held
     assert node.findings() == []
