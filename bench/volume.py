@@ -399,7 +399,10 @@ def times(slices: int, pairs: int, syntax: str, only_ours: bool) -> None:
         commands = {
             "ctnode, both": (process, VOLUMES_ONLY),
             "SimpleITK, both": ([sys.executable, "-c", SIMPLEITK, str(source), str(out)], {}),
-            "SimpleITK, both as .nii": ([sys.executable, "-c", SIMPLEITK.replace(".gz", ""), str(source), str(out)], {}),
+            "SimpleITK, both as .nii": (
+                [sys.executable, "-c", SIMPLEITK.replace(".gz", ""), str(source), str(out)],
+                {},
+            ),
             "ctnode, ct.nii.gz": (process, VOLUMES_ONLY | {"CTNODE_OUTPUTS__ISO": "false"}),
             "dcm2niix, ct.nii.gz": (["dcm2niix", "-z", "y", "-1", "-o", str(out), str(source)], {}),
             "textbook, nothing written": ([sys.executable, "-c", TEXTBOOK, str(source)], {}),
