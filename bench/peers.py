@@ -52,6 +52,7 @@ def store(event):
     (folder / event.request.AffectedSOPInstanceUID).write_bytes(event.encoded_dataset())
     return 0x0000
 entity = AE("PLAIN")
+entity.maximum_associations = 64
 entity.supported_contexts = AllStoragePresentationContexts
 entity.add_supported_context(Verification)
 entity.start_server(("127.0.0.1", int(sys.argv[2])), block=True, evt_handlers=[(evt.EVT_C_STORE, store)])
