@@ -1,0 +1,18 @@
+"""What every test begins with: logging as a fresh process has it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> Iterator[None]:
+    """Forget how an earlier test, such as one that ran a command in this process, set up logging."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+    logging.captureWarnings(capture=False)
