@@ -17,7 +17,6 @@ run an empty store.
 from __future__ import annotations
 
 import argparse
-import shutil
 import socket
 import statistics
 import subprocess
@@ -58,12 +57,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 @contextmanager
 def serving(peer: str, folder: Path) -> Iterator[Serving]:
-    folder.mkdir()
-    try:
-        with PEERS[peer](folder) as node:
-            yield node
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    # Nothing is removed before the whole run is over: ext4 looks at each inode that was freed in the last minutes
+    # before it hands out another, so whoever came after a removal would pay for it.
+    with PEERS[peer](Path(tempfile.mkdtemp(dir=folder, prefix="store-"))) as node:
+        yield node
 
 
 def indexed_after(root: Path, count: int) -> float:
@@ -107,7 +104,7 @@ def throughput(options: argparse.Namespace, folder: Path) -> None:
     for senders in options.senders:
         for peer in options.peers:
             try:
-                rate, words = measure(peer, sources[:senders], options.count, folder / "store")
+                rate, words = measure(peer, sources[:senders], options.count, folder)
             except Absent as absent:
                 print(f"skipped: {absent} is absent")
                 continue
@@ -131,7 +128,7 @@ def single(options: argparse.Namespace, folder: Path) -> None:
     seconds: dict[str, float] = {}
     for peer in [peer for peer in options.peers if peer != "pynetdicom"]:
         try:
-            with serving(peer, folder / "store") as node:
+            with serving(peer, folder) as node:
                 began = time.perf_counter()
                 for number in range(SINGLE):
                     with RawPeer(node.port) as sender:
@@ -154,7 +151,7 @@ def store(sender: RawPeer, *number: int) -> Answer:
 
 
 def latency(_options: argparse.Namespace, folder: Path) -> None:
-    with serving("ctnode", folder / "store") as node, RawPeer(node.port) as sender:
+    with serving("ctnode", folder) as node, RawPeer(node.port) as sender:
         sender.associate()
         taken = []
         names = [uid(number, 1) for number in range(PER_SECOND * 10)]
@@ -191,7 +188,7 @@ def all_at_once(count: int, work: Callable[[int], None]) -> None:
 
 
 def many(_options: argparse.Namespace, folder: Path) -> None:
-    with serving("ctnode", folder / "store") as node:
+    with serving("ctnode", folder) as node:
         taken: list[float] = []
         before = resident_mb(node.receivers)
 
@@ -218,7 +215,7 @@ def many(_options: argparse.Namespace, folder: Path) -> None:
 
 def idle(_options: argparse.Namespace, folder: Path) -> None:
     seconds = 10.0
-    with serving("ctnode", folder / "store") as node:
+    with serving("ctnode", folder) as node:
         began = cpu_seconds(node.receivers)
         time.sleep(seconds)
         without = cpu_seconds(node.receivers) - began
@@ -256,7 +253,7 @@ def big(options: argparse.Namespace, folder: Path) -> None:
     pieces = (options.big_mb << 20) // len(piece)
     head = data_set(name, pixels=b"")[:-4] + (pieces * len(piece)).to_bytes(4, "little")
     assert head.endswith(element(0x7FE0, 0x0010, b"OW", b"")[:-4] + head[-4:])
-    with serving("ctnode", folder / "store") as node, RawPeer(node.port) as sender:
+    with serving("ctnode", folder) as node, RawPeer(node.port) as sender:
         sender.socket.settimeout(600)
         sender.associate()
         before = peak = resident_mb(node.receivers)

@@ -41,18 +41,17 @@ class Ending:
 
 
 def begin(database: Database, name: str, opened: Mapping[str, object], opened_at: float) -> Association:
-    """Return the row of a journal, new or known."""
-    with database.immediate():
-        database.execute(
-            "INSERT INTO associations (name, door, calling_ae, called_ae, peer_address, opened_at, accepted, refused,"
-            " peer, is_tls) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
-            (
-                name, str(opened.get("door", "network")), str(opened.get("calling_ae", "")),
-                str(opened.get("called_ae", "")), str(opened.get("peer_address", "")), opened_at,
-                json.dumps(opened.get("accepted", [])), json.dumps(opened.get("refused", [])),
-                str(opened.get("peer", "")), int(bool(opened.get("is_tls"))),
-            ),
-        )  # fmt: skip
+    """Return the row of a journal, new or known, inside the current transaction."""
+    database.execute(
+        "INSERT INTO associations (name, door, calling_ae, called_ae, peer_address, opened_at, accepted, refused,"
+        " peer, is_tls) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
+        (
+            name, str(opened.get("door", "network")), str(opened.get("calling_ae", "")),
+            str(opened.get("called_ae", "")), str(opened.get("peer_address", "")), opened_at,
+            json.dumps(opened.get("accepted", [])), json.dumps(opened.get("refused", [])),
+            str(opened.get("peer", "")), int(bool(opened.get("is_tls"))),
+        ),
+    )  # fmt: skip
     row = database.row(
         "SELECT id, name, door, calling_ae, called_ae, peer_address, peer FROM associations WHERE name = ?", (name,)
     )
@@ -61,26 +60,25 @@ def begin(database: Database, name: str, opened: Mapping[str, object], opened_at
 
 
 def end(database: Database, association: Association, ending: Ending) -> None:
-    """Write down how an association ended, once, with a timeline row for each series that it fed."""
-    with database.immediate():
-        changed = database.execute(
-            "UPDATE associations SET how = ?, ended_at = ?, statuses = ?, refusals = ?, reason = ?"
-            " WHERE id = ? AND how = ''",
-            (
-                ending.how, ending.at, json.dumps(ending.statuses), json.dumps(ending.refusals[:REFUSALS_KEPT]),
-                ending.reason, association.id,
-            ),
-        )  # fmt: skip
-        if not changed.rowcount:
-            return
-        for series_id, instances, revision in database.execute(
-            "SELECT fed.series_id, fed.instances, max(revisions.n) FROM association_series AS fed"
-            " JOIN revisions USING (series_id) WHERE fed.association_id = ? GROUP BY fed.series_id",
-            (association.id,),
-        ).fetchall():
-            sender = association.calling_ae or association.door
-            words = f"{sender} at {association.peer_address}: {instances} instances, {ending.how}"
-            timeline.note(database, series_id, revision, "association", words, at=ending.at)
+    """Write down once how an association ended, also in the timeline of each series that it fed; in a transaction."""
+    changed = database.execute(
+        "UPDATE associations SET how = ?, ended_at = ?, statuses = ?, refusals = ?, reason = ?"
+        " WHERE id = ? AND how = ''",
+        (
+            ending.how, ending.at, json.dumps(ending.statuses), json.dumps(ending.refusals[:REFUSALS_KEPT]),
+            ending.reason, association.id,
+        ),
+    )  # fmt: skip
+    if not changed.rowcount:
+        return
+    for series_id, instances, revision in database.execute(
+        "SELECT fed.series_id, fed.instances, max(revisions.n) FROM association_series AS fed"
+        " JOIN revisions USING (series_id) WHERE fed.association_id = ? GROUP BY fed.series_id",
+        (association.id,),
+    ).fetchall():
+        sender = association.calling_ae or association.door
+        words = f"{sender} at {association.peer_address}: {instances} instances, {ending.how}"
+        timeline.note(database, series_id, revision, "association", words, at=ending.at)
 
 
 def ending_of(records: Sequence[Mapping[str, Any]]) -> Ending:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctnode.archive import timeline
 from ctnode.archive.associations import Association
+from ctnode.archive.batch import Batch, OpenRevision, Place
 from ctnode.archive.database import Database
 from ctnode.archive.header import Header, identity
 from ctnode.archive.layout import Layout
@@ -55,11 +56,7 @@ class Placement:
 QuietPolicy = Callable[[Association, int], float]
 
 
-@dataclass(frozen=True, slots=True)
-class _Series:
-    id: int
-    split: int
-    study_id: int
+_Kind = tuple[str, str, int, int]
 
 
 class Index:
@@ -71,35 +68,48 @@ class Index:
         self.quiet = quiet
 
     def note_attempts(self, names: Sequence[str]) -> dict[str, int]:
-        """Count an attempt at each file before it is touched; return the counts with this one."""
+        """Count an attempt at each file that did not end well; return the counts with this one."""
         with self.database.immediate():
             self.database.connection.executemany(
                 "INSERT INTO attempts (name, attempts) VALUES (?, 1)"
                 " ON CONFLICT (name) DO UPDATE SET attempts = attempts + 1",
                 [(name,) for name in names],
             )
-        marks = ",".join("?" * len(names))
-        return dict(
-            self.database.execute(
-                f"SELECT name, attempts FROM attempts WHERE name IN ({marks})", list(names)
-            ).fetchall()
-        )
+        known = self.attempts()
+        return {name: known[name] for name in names}
+
+    def attempts(self) -> dict[str, int]:
+        """Return how often each file was tried in vain; few files ever are."""
+        return dict(self.database.execute("SELECT name, attempts FROM attempts").fetchall())
 
     def forget_attempts(self, names: Sequence[str]) -> None:
-        """Drop the counts of files that are settled, inside the current transaction."""
+        """Drop the counts of files that are no longer there."""
+        with self.database.immediate():
+            self._forget(names)
+
+    def _forget(self, names: Sequence[str]) -> None:
         self.database.connection.executemany("DELETE FROM attempts WHERE name = ?", [(name,) for name in names])
 
-    def take(self, arrivals: Sequence[Arrival], names: Sequence[str]) -> tuple[Placement, ...]:
-        """Give each arrival its row in one transaction and return where the files belong."""
+    def take(self, arrivals: Sequence[Arrival], tried: Sequence[str] = ()) -> tuple[Placement, ...]:
+        """Give each arrival its row in one transaction and return where the files belong.
+
+        Parameters
+        ----------
+        arrivals
+            In the order of their arrival.
+        tried
+            Names whose attempts are to be forgotten with it.
+        """
         with self.database.immediate():
-            placements = tuple(self._take_one(arrival) for arrival in arrivals)
-            self.forget_attempts(names)
+            batch = Batch(self.database)
+            placements = tuple(self._take_one(arrival, batch) for arrival in arrivals)
+            batch.write()
+            self._forget(tried)
         return placements
 
-    def _take_one(self, arrival: Arrival) -> Placement:
+    def _take_one(self, arrival: Arrival, batch: Batch) -> Placement:
         header = arrival.header
-        study_id = self._study(header.uids.study, arrival.arrived_at)
-        series = self._series(study_id, arrival)
+        series = self._place(arrival, batch)
         known = self.database.execute(
             "SELECT path, digest, transfer_syntax, association_id, arrived_at FROM instances"
             " WHERE series_id = ? AND sop_instance = ?",
@@ -109,23 +119,28 @@ class Index:
             if digest == header.digest and transfer_syntax == header.transfer_syntax:
                 if arrived != [arrival.association.id, arrival.arrived_at]:
                     # Else it is the file of this very row, whose move a crash cut short.
-                    self._again(series, arrival)
+                    self._again(series, arrival, batch)
                 return Placement(arrival.path, self.layout.store / path, series.id, is_new=False)
         final = self._free_path(series, header, is_conflict=bool(known))
         if known:
-            self._conflict(series, arrival)
-        revision = self._revision(series, arrival)
-        self._instance(series.id, arrival, str(final), revision)
+            self._conflict(series, arrival, batch)
+        revision = self._revision(series, arrival, batch)
+        self._instance(series.id, arrival, str(final), revision, batch)
         return Placement(arrival.path, self.layout.store / final, series.id, is_new=True)
 
-    def _free_path(self, series: _Series, header: Header, *, is_conflict: bool) -> Path:
-        """Return a path that no row has: what follows the UID tells apart other bytes, and the same in other encodings.
+    def _place(self, arrival: Arrival, batch: Batch) -> Place:
+        uids = arrival.header.uids
+        key = (uids.study, uids.series, *_kind(arrival.header))
+        place = batch.places.get(key)
+        if place is None:
+            study_id = self._study(uids.study, arrival.arrived_at)
+            place = batch.places[key] = self._series(study_id, arrival)
+        batch.touch_study(place.study_id, arrival.arrived_at)
+        return place
 
-        Twelve hex digits can be twelve digits, and the result another instance's UID.
-        """
-        whole = hashlib.sha256(identity(header.digest, header.transfer_syntax).encode()).hexdigest()
-        suffixes = ["", f".{header.digest[:12]}", f".{whole[:12]}", f".{whole}"]
-        for suffix in suffixes[int(is_conflict) :]:
+    def _free_path(self, series: Place, header: Header, *, is_conflict: bool) -> Path:
+        """Return a path that no row has."""
+        for suffix in _suffixes(header, is_conflict=is_conflict):
             final = self.layout.store_path(
                 header.uids.study, header.uids.series, series.split, header.uids.sop_instance, suffix=suffix
             )
@@ -134,11 +149,11 @@ class Index:
                 break
         return final
 
-    def adopt(self, series_id: int, arrival: Arrival, path: str) -> None:
+    def adopt(self, series_id: int, arrival: Arrival, path: str, batch: Batch) -> None:
         """Give a row to a file that lies in the store already, inside the current transaction."""
         if self._retire_older(series_id, arrival.header.uids.sop_instance):
             self._flag(series_id, "CONFLICT")
-        self._instance(series_id, arrival, path, revision=1)
+        self._instance(series_id, arrival, path, 1, batch)
 
     def _study(self, uid: str, at: float) -> int:
         row = self.database.execute("SELECT id, state FROM studies WHERE uid = ?", (uid,)).fetchone()
@@ -149,15 +164,13 @@ class Index:
                 (uid, StudyState.OPEN, at, at),
             )
         state = next_state(STUDY_TRANSITIONS, StudyState(row[1]), StudyEvent.ARRIVE)
-        self.database.execute(
-            "UPDATE studies SET last_at = max(last_at, ?), state = ? WHERE id = ?", (at, state, row[0])
-        )
+        self.database.execute("UPDATE studies SET state = ? WHERE id = ?", (state, row[0]))
         return int(row[0])
 
-    def _series(self, study_id: int, arrival: Arrival) -> _Series:
+    def _series(self, study_id: int, arrival: Arrival) -> Place:
         header = arrival.header
         uid = header.uids.series
-        kind = (header.patient_key, header.frame_of_reference, header.rows, header.columns)
+        kind = _kind(header)
         splits = self.database.execute(
             "SELECT id, split, patient_key, frame_of_reference, rows, columns FROM series"
             " WHERE study_id = ? AND uid = ? ORDER BY split",
@@ -165,7 +178,7 @@ class Index:
         ).fetchall()
         for series_id, split, *known in splits:
             if tuple(known) == kind:
-                return _Series(series_id, split, study_id)
+                return Place(series_id, split, study_id)
         split = len(splits) + 1
         series_id = self.database.insert(
             "INSERT INTO series (study_id, uid, split, modality, patient_key, frame_of_reference, rows, columns,"
@@ -181,27 +194,28 @@ class Index:
                 f"the SeriesInstanceUID is in use for another {' and '.join(differing)}; kept apart as split {split}"
             )
             timeline.note(self.database, series_id, 1, "split", words, at=arrival.arrived_at)
-        return _Series(series_id, split, study_id)
+        return Place(series_id, split, study_id)
 
     def _flag(self, series_id: int, flag: str) -> None:
         (text,) = self.database.execute("SELECT flags FROM series WHERE id = ?", (series_id,)).fetchone()
         flags = sorted({*json.loads(text), flag})
         self.database.execute("UPDATE series SET flags = ? WHERE id = ?", (json.dumps(flags), series_id))
 
-    def _again(self, series: _Series, arrival: Arrival) -> None:
+    def _again(self, series: Place, arrival: Arrival, batch: Batch) -> None:
         """Count an identical resend; it prolongs the wait of an open revision and opens none."""
-        self.database.execute("UPDATE series SET duplicates = duplicates + 1 WHERE id = ?", (series.id,))
+        at = arrival.arrived_at
+        batch.add_duplicate(series.id, arrival.association.id, at)
+        batch.settle_revision(series.id)
         self.database.execute(
-            "UPDATE associations SET duplicates = duplicates + 1 WHERE id = ?", (arrival.association.id,)
+            "UPDATE revisions SET last_arrival = max(last_arrival, ?), deadline = max(deadline, ? + quiet_s)"
+            " WHERE series_id = ? AND state = 'RECEIVING'",
+            (at, at, series.id),
         )
-        self.database.count("duplicates")
-        self._feed(series.id, arrival, instances=0)
-        self._prolong(series, arrival)
 
-    def _conflict(self, series: _Series, arrival: Arrival) -> None:
+    def _conflict(self, series: Place, arrival: Arrival, batch: Batch) -> None:
         self._flag(series.id, "CONFLICT")
         self._retire_older(series.id, arrival.header.uids.sop_instance)
-        self.database.count("conflicts")
+        batch.count("conflicts")
 
     def _retire_older(self, series_id: int, sop_instance: str) -> int:
         retired = self.database.execute(
@@ -209,27 +223,22 @@ class Index:
         )
         return retired.rowcount
 
-    def _prolong(self, series: _Series, arrival: Arrival) -> None:
-        self.database.execute(
-            "UPDATE revisions SET last_arrival = max(last_arrival, ?), deadline = max(deadline, ? + quiet_s)"
-            " WHERE series_id = ? AND state = 'RECEIVING'",
-            (arrival.arrived_at, arrival.arrived_at, series.id),
-        )
-
-    def _revision(self, series: _Series, arrival: Arrival) -> int:
+    def _revision(self, series: Place, arrival: Arrival, batch: Batch) -> int:
         """Return the number of the revision that takes the arrival: the open one, or the next."""
         at = arrival.arrived_at
-        row = self.database.execute(
-            "SELECT n, state FROM revisions WHERE series_id = ? ORDER BY n DESC LIMIT 1", (series.id,)
-        ).fetchone()
-        if row is not None and row[1] == RevisionState.RECEIVING:
-            quiet_s = self.quiet(arrival.association, row[0])
-            self.database.execute(
-                "UPDATE revisions SET last_arrival = max(last_arrival, ?), quiet_s = ?,"
-                " deadline = max(last_arrival, ?) + ? WHERE series_id = ? AND n = ?",
-                (at, quiet_s, at, quiet_s, series.id, row[0]),
-            )
-            return int(row[0])
+        current = batch.revisions.get(series.id)
+        row = None
+        if current is None:
+            row = self.database.execute(
+                "SELECT n, state, last_arrival, quiet_s FROM revisions WHERE series_id = ? ORDER BY n DESC LIMIT 1",
+                (series.id,),
+            ).fetchone()
+            if row is not None and row[1] == RevisionState.RECEIVING:
+                current = batch.revisions[series.id] = OpenRevision(int(row[0]), float(row[2]), float(row[3]))
+        if current is not None:
+            current.last_arrival = max(current.last_arrival, at)
+            current.quiet_s = self.quiet(arrival.association, current.n)
+            return current.n
         n = 1 if row is None else int(row[0]) + 1
         quiet_s = self.quiet(arrival.association, n)
         self.database.insert(
@@ -237,18 +246,16 @@ class Index:
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (series.id, n, RevisionState.RECEIVING, at, at, quiet_s, at + quiet_s),
         )
-        if n > 1:
-            was = str(row[1])
-            timeline.note(
-                self.database, series.id, n, "late", f"an instance came when revision {n - 1} was {was}", at=at
-            )
+        if row is not None:
+            words = f"an instance came when revision {n - 1} was {row[1]}"
+            timeline.note(self.database, series.id, n, "late", words, at=at)
             supersede_older(self.database, series.id, n)
         else:
             words = f"first instance, from {arrival.association.calling_ae or arrival.association.door}"
             timeline.note(self.database, series.id, n, "opened", words, at=at)
         return n
 
-    def _instance(self, series_id: int, arrival: Arrival, path: str, revision: int) -> None:
+    def _instance(self, series_id: int, arrival: Arrival, path: str, revision: int, batch: Batch) -> None:
         header = arrival.header
         self.database.execute(
             "INSERT INTO instances"
@@ -261,32 +268,14 @@ class Index:
                 header.position_mm, int(header.is_localizer),
             ),
         )  # fmt: skip
-        self.database.execute(
-            "UPDATE series SET instances = instances + 1, bytes = bytes + ?, last_at = max(last_at, ?),"
-            " ct_instances = ct_instances + ?, own_instances = own_instances + ? WHERE id = ?",
-            (
-                header.dataset_bytes,
-                arrival.arrived_at,
-                int(header.uids.sop_class in CT_CLASSES),
-                int(header.is_own_result),
-                series_id,
-            ),
+        batch.add_instance(
+            series_id,
+            arrival.association.id,
+            arrival.arrived_at,
+            size_bytes=header.dataset_bytes,
+            is_ct=header.uids.sop_class in CT_CLASSES,
+            is_own=header.is_own_result,
         )
-        self._feed(series_id, arrival, instances=1)
-        self.database.count("instances")
-        self.database.count("bytes", header.dataset_bytes)
-
-    def _feed(self, series_id: int, arrival: Arrival, *, instances: int) -> None:
-        self.database.execute(
-            "INSERT INTO association_series (association_id, series_id, instances, last_arrival) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (series_id, association_id) DO UPDATE SET instances = instances + excluded.instances,"
-            " last_arrival = max(last_arrival, excluded.last_arrival)",
-            (arrival.association.id, series_id, instances, arrival.arrived_at),
-        )
-        if instances:
-            self.database.execute(
-                "UPDATE associations SET instances = instances + 1 WHERE id = ?", (arrival.association.id,)
-            )
 
     def quarantine(self, path: Path, association: str, reason: str) -> None:
         """Write down that a file could not be settled and lies in quarantine."""
@@ -296,3 +285,21 @@ class Index:
                 " ON CONFLICT (path) DO NOTHING",
                 (str(path), association, reason, time.time()),
             )
+
+
+def _kind(header: Header) -> _Kind:
+    """Return what all instances of a series have in common; another one makes another split."""
+    return (header.patient_key, header.frame_of_reference, header.rows, header.columns)
+
+
+def _suffixes(header: Header, *, is_conflict: bool) -> Iterator[str]:
+    """Return what follows the UID in a file name, tried in turn: other bytes under it, or the same in other encodings.
+
+    Twelve hex digits can be twelve digits, and the result another instance's UID.
+    """
+    if not is_conflict:
+        yield ""
+    yield f".{header.digest[:12]}"
+    whole = hashlib.sha256(identity(header.digest, header.transfer_syntax).encode()).hexdigest()
+    yield f".{whole[:12]}"
+    yield f".{whole}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ def is_strict_uid(uid: str) -> bool:
     return len(uid) <= UID_LIMIT_BYTES and _STRICT_UID.fullmatch(uid) is not None
 
 
+@lru_cache(maxsize=1024)
 def path_part(uid: str) -> str:
     """Return the path name of ``uid``: itself if strictly valid, else ``x-`` + 32 hex of its SHA-256."""
     if is_strict_uid(uid):

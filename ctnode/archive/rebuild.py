@@ -14,6 +14,7 @@ from typing import Final
 
 from ctnode.archive import associations, timeline
 from ctnode.archive.associations import Association, Ending
+from ctnode.archive.batch import Batch
 from ctnode.archive.database import Database
 from ctnode.archive.header import Header, read_header
 from ctnode.archive.index import Arrival, Index
@@ -55,7 +56,8 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
     The name of a file decides nothing but its split: UIDs and digest come from the file itself.
     """
     index = Index(database, layout, lambda _association, _n: 1.0)
-    door = associations.begin(database, f"rebuild-{time.time_ns()}", {"door": REBUILT}, time.time())
+    with database.immediate():
+        door = associations.begin(database, f"rebuild-{time.time_ns()}", {"door": REBUILT}, time.time())
     unreadable: list[str] = []
     batch: list[tuple[Path, Header]] = []
     known = {row[0] for row in database.execute("SELECT path FROM instances")}
@@ -73,7 +75,8 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
             count += _adopt(index, door, batch, touched, unreadable)
             batch = []
     count += _adopt(index, door, batch, touched, unreadable)
-    associations.end(database, door, Ending(REBUILT, time.time()))
+    with database.immediate():
+        associations.end(database, door, Ending(REBUILT, time.time()))
     states = [_settle(database, layout, series_id) for series_id in sorted(touched)]
     done = states.count(RevisionState.DONE)
     held = states.count(RevisionState.COMPLETE)
@@ -87,6 +90,7 @@ def _adopt(
     database, store = index.database, index.layout.store
     count = 0
     with database.immediate():
+        sums = Batch(database)
         for path, header in batch:
             at = path.stat().st_mtime
             study_id = _study(database, header.uids.study, at)
@@ -97,9 +101,10 @@ def _adopt(
             if same:
                 unreadable.append(f"{relative}: the same instance as {same}")
                 continue
-            index.adopt(series_id, Arrival(path, at, door, header), relative)
+            index.adopt(series_id, Arrival(path, at, door, header), relative, sums)
             touched.add(series_id)
             count += 1
+        sums.write()
     return count
 
 

@@ -1,8 +1,8 @@
 """From journal to store: scan, read, commit the row, then rename; nothing is lost in between.
 
-A file is noted as attempted before it is touched. What failed twice goes to quarantine with a FAILED row; every other
-file is settled in the order of its arrival. A batch that ended with its keeper is tried again one file at a time, so
-that the file that did it becomes known and its neighbours go on.
+A file is noted before it is touched (``archive.trial``). What failed twice goes to quarantine with a FAILED row; every
+other file is settled in the order of its arrival. A batch that ended with its keeper is tried again one file at a time,
+so that the file that did it becomes known and its neighbours go on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,11 +26,12 @@ from ctnode.archive.header import read_header, read_meta
 from ctnode.archive.incoming import HEAD_BYTES, KEPT_SUFFIX, PART_SUFFIX
 from ctnode.archive.index import Arrival, Index, Placement
 from ctnode.archive.spool import JOURNAL_NAME
+from ctnode.archive.trial import Trial
 from ctnode.ops import log
 from ctnode.ops.durable import crash_point, fsync_directory, make_directories
 from ctnode.words import BadInstance
 
-BATCH: Final = 200
+BATCH: Final = 500
 MAX_ATTEMPTS: Final = 2
 # So long a receiver may take from making a journal's folder to its first record.
 UNBORN_S: Final = 60.0
@@ -69,12 +70,27 @@ class _Known:
     last_arrival: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A journal as it was found: the lock was looked at before the files.
+
+    So an association that ends in between leaves its files for the next scan.
+    """
+
+    directory: Path
+    is_open: bool
+    names: tuple[str, ...]
+    is_storing: bool
+
+
 class Settler:
     """Moves what the journal holds into the store; one in the node, inside the keeper."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self.layout = index.layout
+        self._trial = Trial(index.layout.run)
+        self._is_started = False
         self._known: dict[str, _Known] = {}
         self._left: set[str] = set()
         self._alone: set[str] = set()
@@ -82,27 +98,38 @@ class Settler:
 
     def scan(self) -> Scan:
         """Settle up to one batch and tell what is still open."""
+        if not self._is_started:
+            self._blame_left_over()
+            self._is_started = True
+        looks = tuple(map(_look, self._journals()))
+        self._learn(look for look in looks if look.directory.name not in self._known)
         files: list[tuple[Path, _Known]] = []
         opened: list[Open] = []
+        ended: list[tuple[Path, _Known]] = []
         whole = True
-        for directory in self._journals():
-            known = self._association(directory)
+        for look in looks:
+            known = self._known.get(look.directory.name)
             if known is None:
                 continue
-            # The lock is looked at before the files: an association that ends in between leaves them for the next scan.
-            is_open = _is_open(directory)
-            names, is_storing = _listing(directory)
             room = BATCH - len(files)
-            whole = whole and len(names) <= room
-            files += [(directory / name, known) for name in names[:room]]
-            if names:
-                known.last_arrival = max(known.last_arrival, _arrival_s(names[-1]))
-            if is_open:
-                opened.append(Open(known.association.id, known.last_arrival, is_storing))
-            elif not names:
-                self._close(directory, known)
+            whole = whole and len(look.names) <= room
+            files += [(look.directory / name, known) for name in look.names[:room]]
+            if look.names:
+                known.last_arrival = max(known.last_arrival, _arrival_s(look.names[-1]))
+            if look.is_open:
+                opened.append(Open(known.association.id, known.last_arrival, look.is_storing))
+            elif not look.names:
+                ended.append((look.directory, known))
         placements = self._settle(files) if files else ()
+        self._close(ended)
         return Scan(placements, tuple(opened), whole)
+
+    def _blame_left_over(self) -> None:
+        """Count an attempt at each file that an earlier keeper died with and that is still there."""
+        names = [name for name in self._trial.left_over() if (self.layout.incoming / name).exists()]
+        if names:
+            self.index.note_attempts(names)
+        self._trial.note(())
 
     def _journals(self) -> Iterator[Path]:
         with os.scandir(self.layout.incoming) as entries:
@@ -113,28 +140,31 @@ class Settler:
             ]
         return (self.layout.incoming / name for name in sorted(names) if name not in self._left)
 
-    def _association(self, directory: Path) -> _Known | None:
-        known = self._known.get(directory.name)
-        if known is not None:
-            return known
-        opened, at = _first_record(directory)
-        if opened is None:
-            if _is_open(directory):
-                return None
-            # It may have begun and ended since the first look.
-            opened, at = _first_record(directory)
-        if opened is None:
-            names, _ = _listing(directory)
-            if not names:
-                self._drop_unborn(directory)
-                return None
-            opened, at = {}, _arrival_s(directory.name)
-        return self._learn(directory, opened, at)
+    def _learn(self, looks: Iterable[_Look]) -> None:
+        """Give each new association its row, all in one transaction."""
+        born = [(look.directory, *opening) for look in looks if (opening := self._opening(look)) is not None]
+        if not born:
+            return
+        database = self.index.database
+        with database.immediate():
+            for directory, record, at in born:
+                self._known[directory.name] = _Known(associations.begin(database, directory.name, record, at), at)
 
-    def _learn(self, directory: Path, opened: dict[str, object], at: float) -> _Known:
-        known = _Known(associations.begin(self.index.database, directory.name, opened, at), at)
-        self._known[directory.name] = known
-        return known
+    def _opening(self, look: _Look) -> tuple[dict[str, object], float] | None:
+        """Return the first record of a journal and its time; None while there is nothing to begin with."""
+        opened, at = _first_record(look.directory)
+        if opened is not None:
+            return opened, at
+        if look.is_open or _is_open(look.directory):
+            return None
+        # It may have begun and ended since the first look.
+        opened, at = _first_record(look.directory)
+        if opened is not None:
+            return opened, at
+        if not look.names:
+            self._drop_unborn(look.directory)
+            return None
+        return {}, _arrival_s(look.directory.name)
 
     def _drop_unborn(self, directory: Path) -> None:
         """Remove a journal whose first record never reached the disk; it cannot hold an acknowledged instance."""
@@ -142,15 +172,15 @@ class Settler:
             self._remove(directory)
 
     def _settle(self, files: Sequence[tuple[Path, _Known]]) -> tuple[Placement, ...]:
-        attempts = self.index.note_attempts([_name(path) for path, _ in files])
-        fresh = [(path, known) for path, known in files if attempts[_name(path)] == 1]
-        placements = self._settle_together(fresh, attempts)
+        tried = self.index.attempts()
+        fresh = [(path, known) for path, known in files if _name(path) not in tried]
+        placements = self._settle_together(fresh)
         for path, known in files:
-            if attempts[_name(path)] > 1:
-                placements += self._settle_alone(path, known, attempts)
+            if _name(path) in tried:
+                placements += self._settle_alone(path, known)
         return placements
 
-    def _settle_alone(self, path: Path, known: _Known, attempts: dict[str, int]) -> tuple[Placement, ...]:
+    def _settle_alone(self, path: Path, known: _Known) -> tuple[Placement, ...]:
         """Settle one file of a batch that did not end well; one that ended its keeper twice is not touched again."""
         name = _alone(path)
         if name not in self._alone:
@@ -160,9 +190,23 @@ class Settler:
             if deaths >= MAX_ATTEMPTS:
                 self._quarantine(path, known, f"reading it ended the keeper {deaths} times")
                 return ()
-        return self._settle_together([(path, known)], attempts)
+        return self._settle_together([(path, known)], tried=[_name(path), name])
 
-    def _settle_together(self, files: Sequence[tuple[Path, _Known]], attempts: dict[str, int]) -> tuple[Placement, ...]:
+    def _settle_together(
+        self, files: Sequence[tuple[Path, _Known]], *, tried: Sequence[str] = ()
+    ) -> tuple[Placement, ...]:
+        # Once the rows are committed nobody's death is the fault of these files any more.
+        with self._trial.of([] if tried else [_name(path) for path, _ in files]):
+            arrivals = self._read(files)
+            placements = self.index.take(arrivals, tried) if arrivals else ()
+        if not placements:
+            return ()
+        crash_point("keeper.between-commit-and-rename")
+        self._move(placements)
+        self._alone.difference_update(tried)
+        return placements
+
+    def _read(self, files: Sequence[tuple[Path, _Known]]) -> list[Arrival]:
         arrivals: list[Arrival] = []
         for path, known in files:
             try:
@@ -171,19 +215,14 @@ class Settler:
                 continue
             except (BadInstance, OSError) as error:
                 if isinstance(error, BadInstance) or error.errno not in _OURS:
-                    self._failed(path, known, attempts[_name(path)], error)
+                    self._failed(path, known, error)
                 continue
             arrivals.append(Arrival(path, _arrival_s(path.name), known.association, header))
-        if not arrivals:
-            return ()
-        settled = [arrival.path for arrival in arrivals]
-        placements = self.index.take(arrivals, [of(path) for path in settled for of in (_name, _alone)])
-        crash_point("keeper.between-commit-and-rename")
-        self._move(placements)
-        self._alone.difference_update(map(_alone, settled))
-        return placements
+        return arrivals
 
-    def _failed(self, path: Path, known: _Known, attempts: int, error: Exception) -> None:
+    def _failed(self, path: Path, known: _Known, error: Exception) -> None:
+        name = _name(path)
+        attempts = self.index.note_attempts([name])[name]
         reason = str(error) if isinstance(error, BadInstance) else f"cannot be read: {type(error).__name__}"
         self._log.warning("instance not settled", path=path.name, attempt=attempts, reason=reason)
         if attempts >= MAX_ATTEMPTS:
@@ -195,6 +234,7 @@ class Settler:
         path.rename(quarantined)
         fsync_directory(self.layout.quarantine)
         fsync_directory(path.parent)
+        self.index.forget_attempts([_name(path), _alone(path)])
 
     def _move(self, placements: Sequence[Placement]) -> None:
         """Rename each settled file to its row's path; drop what the store has already."""
@@ -225,13 +265,20 @@ class Settler:
         fsync_directory(self.layout.quarantine)
         self._log.error("instance not settled", path=placement.source.name, reason=reason)
 
-    def _close(self, directory: Path, known: _Known) -> None:
-        """Write down how an association ended, and remove its empty journal."""
-        ending = associations.ending_of(_records(directory))
-        ending = ending if ending.at else replace(ending, at=known.last_arrival)
-        associations.end(self.index.database, known.association, ending)
-        self._remove(directory)
-        del self._known[directory.name]
+    def _close(self, ended: Sequence[tuple[Path, _Known]]) -> None:
+        """Write down how associations ended, all in one transaction, and remove their empty journals."""
+        if not ended:
+            return
+        database = self.index.database
+        with database.immediate():
+            for directory, known in ended:
+                ending = associations.ending_of(_records(directory))
+                associations.end(
+                    database, known.association, ending if ending.at else replace(ending, at=known.last_arrival)
+                )
+        for directory, _ in ended:
+            self._remove(directory)
+            del self._known[directory.name]
 
     def _remove(self, directory: Path) -> None:
         """Remove an ended journal; one with foreign files in it is left where it is and not looked at again."""
@@ -261,6 +308,12 @@ def _identity(path: Path) -> tuple[bytes, str] | None:
     except BadInstance:
         return None
     return (meta.own_digest, meta.transfer_syntax) if meta is not None else None
+
+
+def _look(directory: Path) -> _Look:
+    is_open = _is_open(directory)
+    names, is_storing = _listing(directory)
+    return _Look(directory, is_open, tuple(names), is_storing)
 
 
 def _listing(directory: Path) -> tuple[list[str], bool]:

@@ -295,7 +295,8 @@ def test_a_keeper_that_is_killed_again_and_again_puts_nothing_sound_into_quarant
             with pytest.raises(Crash):
                 root.settler.scan()
             root.restart()
-            if root.rows("SELECT max(attempts) FROM attempts")[0][0] == 2:
+            # Once alone: after the second time that would be the fault of the file.
+            if root.rows("SELECT max(attempts) FROM attempts WHERE name LIKE '% alone'")[0][0] == 1:
                 break
     root.settle()
     assert root.one("SELECT count(*) FROM instances") == 5

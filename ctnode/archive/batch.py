@@ -1,0 +1,145 @@
+"""What the arrivals of one transaction add up to: written once for each row, however many instances came."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ctnode.archive.database import Database
+
+# Study, series, and what all instances of a series share: patient key, frame of reference, rows, columns.
+PlaceKey = tuple[str, str, str, str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The series that an arrival belongs to."""
+
+    id: int
+    split: int
+    study_id: int
+
+
+@dataclass(slots=True)
+class OpenRevision:
+    """The revision of a series that takes arrivals: when the last one came, and how long its quiet time is."""
+
+    n: int
+    last_arrival: float
+    quiet_s: float
+
+
+@dataclass(slots=True)
+class _SeriesSum:
+    instances: int = 0
+    bytes: int = 0
+    last_at: float = 0.0
+    ct_instances: int = 0
+    own_instances: int = 0
+    duplicates: int = 0
+
+
+@dataclass(slots=True)
+class _FedSum:
+    instances: int = 0
+    duplicates: int = 0
+    last_arrival: float = 0.0
+
+
+@dataclass(slots=True)
+class Batch:
+    """Sums of one transaction; ``write()`` has to be the last thing in it.
+
+    Parameters
+    ----------
+    database
+        The connection, inside a transaction.
+    """
+
+    database: Database
+    # Looked up once: the instances of a batch mostly share one.
+    places: dict[PlaceKey, Place] = field(default_factory=dict)
+    # Open revisions by series, read once; what they become is written at the end.
+    revisions: dict[int, OpenRevision] = field(default_factory=dict)
+    _studies: dict[int, float] = field(default_factory=dict)
+    _series: dict[int, _SeriesSum] = field(default_factory=dict)
+    # By association and series.
+    _fed: dict[tuple[int, int], _FedSum] = field(default_factory=dict)
+    _counters: Counter[str] = field(default_factory=Counter)
+
+    def touch_study(self, study_id: int, at: float) -> None:
+        """Note when something came for a study."""
+        self._studies[study_id] = max(at, self._studies.get(study_id, at))
+
+    def add_instance(
+        self, series_id: int, association_id: int, at: float, *, size_bytes: int, is_ct: bool, is_own: bool
+    ) -> None:
+        """Count an instance that has got its row."""
+        total = self._series.setdefault(series_id, _SeriesSum())
+        total.instances += 1
+        total.bytes += size_bytes
+        total.last_at = max(total.last_at, at)
+        total.ct_instances += is_ct
+        total.own_instances += is_own
+        self._fed_by(association_id, series_id, at).instances += 1
+        self.count("instances")
+        self.count("bytes", size_bytes)
+
+    def add_duplicate(self, series_id: int, association_id: int, at: float) -> None:
+        """Count an identical resend."""
+        self._series.setdefault(series_id, _SeriesSum()).duplicates += 1
+        self._fed_by(association_id, series_id, at).duplicates += 1
+        self.count("duplicates")
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a kept counter of the node."""
+        self._counters[name] += by
+
+    def settle_revision(self, series_id: int) -> None:
+        """Write down an open revision now and forget it: somebody is about to change its row."""
+        revision = self.revisions.pop(series_id, None)
+        if revision is not None:
+            self._write_revision(series_id, revision)
+
+    def write(self) -> None:
+        """Write all sums."""
+        many = self.database.connection.executemany
+        many(
+            "UPDATE studies SET last_at = max(last_at, ?) WHERE id = ?",
+            [(at, study_id) for study_id, at in self._studies.items()],
+        )
+        many(
+            "UPDATE series SET instances = instances + ?, bytes = bytes + ?, last_at = max(last_at, ?),"
+            " ct_instances = ct_instances + ?, own_instances = own_instances + ?, duplicates = duplicates + ?"
+            " WHERE id = ?",
+            [
+                (s.instances, s.bytes, s.last_at, s.ct_instances, s.own_instances, s.duplicates, series_id)
+                for series_id, s in self._series.items()
+            ],
+        )
+        many(
+            "INSERT INTO association_series (association_id, series_id, instances, last_arrival) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (series_id, association_id) DO UPDATE SET instances = instances + excluded.instances,"
+            " last_arrival = max(last_arrival, excluded.last_arrival)",
+            [(*key, fed.instances, fed.last_arrival) for key, fed in self._fed.items()],
+        )
+        many(
+            "UPDATE associations SET instances = instances + ?, duplicates = duplicates + ? WHERE id = ?",
+            [(fed.instances, fed.duplicates, association_id) for (association_id, _), fed in self._fed.items()],
+        )
+        for series_id, revision in self.revisions.items():
+            self._write_revision(series_id, revision)
+        for name, value in self._counters.items():
+            self.database.count(name, value)
+
+    def _fed_by(self, association_id: int, series_id: int, at: float) -> _FedSum:
+        fed = self._fed.setdefault((association_id, series_id), _FedSum())
+        fed.last_arrival = max(fed.last_arrival, at)
+        return fed
+
+    def _write_revision(self, series_id: int, revision: OpenRevision) -> None:
+        last_arrival, quiet_s = revision.last_arrival, revision.quiet_s
+        self.database.execute(
+            "UPDATE revisions SET last_arrival = ?, quiet_s = ?, deadline = ? WHERE series_id = ? AND n = ?",
+            (last_arrival, quiet_s, last_arrival + quiet_s, series_id, revision.n),
+        )
