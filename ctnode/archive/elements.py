@@ -28,6 +28,8 @@ VALUE_LIMIT_BYTES: Final = 4096
 INFLATE_LIMIT_BYTES: Final = 4 << 20
 
 _UNDEFINED: Final = 0xFFFFFFFF
+_HEADER_BYTES: Final = 8
+_TOO_MANY: Final = f"more than {ELEMENT_LIMIT} elements before the pixels"
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
@@ -43,15 +45,24 @@ class ShortBuffer(BadInstance):
 class _Syntax:
     """How element headers are laid out in one encoding."""
 
-    __slots__ = ("big", "explicit", "length16", "length32", "tag")
+    __slots__ = ("big", "explicit", "header", "length16", "length32", "tag")
 
     def __init__(self, *, explicit: bool, big: bool) -> None:
         order = ">" if big else "<"
         self.explicit = explicit
         self.big = big
+        # The first eight bytes of an element whose length stands in two of them, or which has no VR.
+        self.header = struct.Struct(order + ("HH2sH" if explicit else "HH0sL")).unpack_from
         self.tag = struct.Struct(order + "HH").unpack_from
         self.length16 = struct.Struct(order + "H").unpack_from
         self.length32 = struct.Struct(order + "L").unpack_from
+
+
+# Those of PS3.5 6.2 with a length of two bytes; what an implicit header has in the place of a VR is among them.
+_PLAIN_VRS: Final = frozenset(
+    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
+     b"ST", b"TM", b"UI", b"UL", b"US", b""}
+)  # fmt: skip
 
 
 _EXPLICIT_LITTLE = _Syntax(explicit=True, big=False)
@@ -102,19 +113,24 @@ def scan(
         If the bytes are no data set.
     """
     syntax = _syntax_of(transfer_syntax)
+    header = syntax.header
     found: dict[int, bytes] = {}
     last = max(wanted)
     position, end, previous = start, len(data), -1
     left = ELEMENT_LIMIT
-    while position < end:
-        left = _count_down(left)
-        if end - position < 8:
-            return _ended(found, whole=whole)
-        tag, length, value = _element(data, position, syntax)
-        if tag > last or tag >> 16 >= PIXEL_GROUP:
+    while end - position >= _HEADER_BYTES:
+        left -= 1
+        group, number, vr, length = header(data, position)
+        tag = group << 16 | number
+        value = position + _HEADER_BYTES
+        if vr not in _PLAIN_VRS:
+            tag, length, value = _element(data, position, syntax)
+        if tag > last or group >= PIXEL_GROUP:
             return found
         if tag <= previous:
             raise BadInstance("the data set is not in order of tags")
+        if left < 0:
+            raise BadInstance(_TOO_MANY)
         previous = tag
         if length == _UNDEFINED:
             try:
@@ -123,17 +139,17 @@ def scan(
             except ShortBuffer:
                 return _ended(found, whole=whole)
             continue
-        if value + length > end:
+        position = value + length
+        if position > end:
             return _ended(found, whole=whole)
         if tag in wanted:
-            found[tag] = bytes(data[value : value + min(length, VALUE_LIMIT_BYTES)])
-        position = value + length
+            found[tag] = bytes(data[value : min(position, value + VALUE_LIMIT_BYTES)])
     return found if whole else _ended(found, whole=False)
 
 
 def _count_down(left: int) -> int:
-    if left == 0:
-        raise BadInstance(f"more than {ELEMENT_LIMIT} elements before the pixels")
+    if left <= 0:
+        raise BadInstance(_TOO_MANY)
     return left - 1
 
 

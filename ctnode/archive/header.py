@@ -39,8 +39,14 @@ _INDEXED: Final = UID_TAGS | {
 }  # fmt: skip
 
 PREAMBLE_BYTES: Final = 128
+# Group 0002 is explicit little endian in every file (PS3.10 7.1).
+_META_ELEMENT: Final = struct.Struct("<HH2sH").unpack_from
+_LENGTH32: Final = struct.Struct("<L").unpack_from
+_LONG_META_VRS: Final = frozenset({b"OB", b"OW", b"UN", b"UR", b"UT"})
 MANUFACTURER: Final = "ctnode"
 _META_LIMIT_BYTES: Final = 1 << 16
+# Nearly every header ends within this; a read of so much costs less than a mapping.
+_FIRST_LOOK_BYTES: Final = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +140,18 @@ def read_meta(data: elements.Buffer) -> Meta | None:
         return None
     position = PREAMBLE_BYTES + 4
     found: dict[int, bytes] = {}
-    while position + 8 <= len(data):
-        group, element = struct.unpack_from("<HH", data, position)
+    end = len(data)
+    while position + 8 <= end:
+        group, element, vr, length = _META_ELEMENT(data, position)
         if group != 0x0002:
             break
-        is_long = bytes(data[position + 4 : position + 6]) in {b"OB", b"UR", b"UT", b"UN", b"OW"}
-        header = 12 if is_long else 8
-        if position + header > len(data):
-            raise BadInstance("the file meta information is cut off")
-        length = struct.unpack_from("<L" if is_long else "<H", data, position + header - (4 if is_long else 2))[0]
-        position += header
-        if position + length > min(len(data), _META_LIMIT_BYTES):
+        position += 8
+        if vr in _LONG_META_VRS:
+            if position + 4 > end:
+                raise BadInstance("the file meta information is cut off")
+            (length,) = _LENGTH32(data, position)
+            position += 4
+        if position + length > min(end, _META_LIMIT_BYTES):
             raise BadInstance("the file meta information is cut off or too long")
         found[element] = bytes(data[position : position + length])
         position += length
@@ -172,28 +179,33 @@ def read_header(path: Path) -> Header:
     OSError
         If the file cannot be read.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(file).st_size
         if size == 0:
             raise BadInstance("the file is empty")
-        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            return _header(view, size)
+        head = os.pread(file, min(size, _FIRST_LOOK_BYTES), 0)
+        try:
+            return _header(head, size, whole=len(head) == size)
+        except elements.ShortBuffer:
+            with mmap.mmap(file, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                return _header(view, size, whole=True)
+    finally:
+        os.close(file)
 
 
-def _header(view: memoryview, size: int) -> Header:
-    meta = read_meta(view)
-    if meta is None:
-        raise BadInstance("the file has no preamble")
-    if len(meta.own_digest) != hashlib.sha256().digest_size:
-        raise BadInstance("the file carries no digest of its data set")
+def _header(view: elements.Buffer, size: int, *, whole: bool) -> Header:
+    meta = _meta(view, whole=whole)
     start = meta.dataset_start
     if meta.transfer_syntax == elements.DEFLATED_LITTLE:
-        with view[start:] as deflated:
+        if not whole:
+            raise elements.ShortBuffer("what is deflated is read whole")
+        with memoryview(view)[start:] as deflated:
             # Released even when an exception holds the frame: a mapping with open views cannot be closed.
             inflated = elements.inflate(deflated)
         found = elements.scan(inflated, meta.transfer_syntax, _INDEXED)
     else:
-        found = elements.scan(view, meta.transfer_syntax, _INDEXED, start=start)
+        found = elements.scan(view, meta.transfer_syntax, _INDEXED, start=start, whole=whole)
     big = meta.transfer_syntax == elements.EXPLICIT_BIG
     return Header(
         uids=_uids(found),
@@ -211,6 +223,20 @@ def _header(view: memoryview, size: int) -> Header:
         is_localizer="LOCALIZER" in text(found.get(_IMAGE_TYPE, b"")).upper().split("\\"),
         is_own_result=text(found.get(_MANUFACTURER, b"")).lower() == MANUFACTURER,
     )
+
+
+def _meta(view: elements.Buffer, *, whole: bool) -> Meta:
+    try:
+        meta = read_meta(view)
+    except BadInstance as error:
+        if whole:
+            raise
+        raise elements.ShortBuffer(str(error)) from None
+    if meta is None:
+        raise BadInstance("the file has no preamble")
+    if len(meta.own_digest) != hashlib.sha256().digest_size:
+        raise BadInstance("the file carries no digest of its data set")
+    return meta
 
 
 def _patient_key(found: dict[int, bytes]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ctnode.archive.elements import Buffer, ShortBuffer
 from ctnode.archive.header import Uids, read_uids
 from ctnode.archive.layout import require_keepable
-from ctnode.archive.part10 import file_meta
+from ctnode.archive.part10 import DIGEST_BYTES, MetaTemplate
 from ctnode.ops.durable import crash_point, sync, sync_data
 from ctnode.words import BadInstance, Mismatch, StorageError
 
@@ -50,14 +50,14 @@ class Incoming:
         journal: Journal,
         stem: str,
         buffer: memoryview,
-        transfer_syntax: str,
+        template: MetaTemplate,
         sop_class: str,
         sop_instance: str,
     ) -> None:
         self._journal = journal
         self._stem = stem
         self._part = f"{stem}{PART_SUFFIX}"
-        self._transfer_syntax = transfer_syntax
+        self._transfer_syntax = template.transfer_syntax
         self._sop_class = sop_class
         self._sop_instance = sop_instance
         self._hash = hashlib.sha256()
@@ -66,9 +66,11 @@ class Incoming:
         self.size_bytes = 0
         # The buffer begins with the file meta and is written whenever it is full.
         self._buffer = buffer
-        meta, self._digest_at = file_meta(journal.opened, transfer_syntax, sop_class, sop_instance)
+        meta = template.fill(sop_class, sop_instance)
         buffer[: len(meta)] = meta
+        self._digest_at = len(meta) - DIGEST_BYTES
         self._dataset_start = self._hashed = self._filled = len(meta)
+        self._written = 0
         self._is_first = True
         try:
             self._file = os.open(
@@ -95,6 +97,7 @@ class Incoming:
             if self._filled == PIECE_BYTES:
                 self._hash_piece()
                 self._write_piece()
+                self._start_writing_out()
 
     def commit(self) -> Kept:
         """Check the UIDs, make the file durable under its name, and return it.
@@ -164,8 +167,17 @@ class Incoming:
         except OSError as error:
             self.discard()
             raise storage_error(error) from error
+        self._written += self._filled
         self._filled = self._hashed = 0
         self._is_first = False
+
+    def _start_writing_out(self) -> None:
+        """Let the disk begin with what it has got, so that the sync at the end finds little left to wait for.
+
+        Advice to forget pages is what Linux starts writing dirty ones on; they stay in memory until that is done.
+        """
+        with suppress(OSError):
+            os.posix_fadvise(self._file, self._written - PIECE_BYTES, PIECE_BYTES, os.POSIX_FADV_DONTNEED)
 
     def _read_uids(self, data: Buffer, *, whole: bool) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ctnode import __version__
@@ -11,6 +11,7 @@ from ctnode.archive.header import PREAMBLE_BYTES
 
 # 2.25 + UUIDv5 of the project's name: fixed for all versions (PS3.5 B.2).
 IMPLEMENTATION_CLASS_UID: Final = "2.25.26808161602514325334598499648772194757"
+DIGEST_BYTES: Final = 32
 IMPLEMENTATION_VERSION: Final = f"CTNODE_{__version__}"[:16]
 
 
@@ -45,30 +46,54 @@ class Opened:
     is_tls: bool = False
 
 
-def file_meta(opened: Opened, transfer_syntax: str, sop_class: str, sop_instance: str) -> tuple[bytes, int]:
-    """Return preamble and file meta (PS3.10 7.1) with room for the digest, and the position of that room."""
-    ours = b"".join(
-        (
-            _element(0x0001, b"OB", b"\0\1"),
-            _element(0x0002, b"UI", sop_class.encode("latin-1")),
-            _element(0x0003, b"UI", sop_instance.encode("latin-1")),
-            _element(0x0010, b"UI", transfer_syntax.encode("latin-1")),
-            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode()),
-            *(
-                _element(tag, b"AE", title.encode("latin-1", "replace"))
-                for tag, title in ((0x0016, opened.calling_ae), (0x0017, opened.calling_ae), (0x0018, opened.called_ae))
-                if title
-            ),
-            _element(0x0026, b"UR", opened.peer_address.encode()),
-            _element(0x0027, b"UR", opened.peer_address.encode()),
-            _element(0x0028, b"UR", opened.own_address.encode()),
-            _element(0x0100, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            _element(0x0102, b"OB", bytes(32)),
+@dataclass(frozen=True, slots=True)
+class MetaTemplate:
+    """The file meta of all instances that one presentation context of an association brings.
+
+    Parameters
+    ----------
+    opened
+        How the association began.
+    transfer_syntax
+        That of the context.
+    """
+
+    opened: Opened
+    transfer_syntax: str
+    _tail: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        opened = self.opened
+        tail = b"".join(
+            (
+                _element(0x0010, b"UI", self.transfer_syntax.encode("latin-1")),
+                _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
+                _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode()),
+                *(
+                    _element(tag, b"AE", title.encode("latin-1", "replace"))
+                    for tag, title in (
+                        (0x0016, opened.calling_ae),
+                        (0x0017, opened.calling_ae),
+                        (0x0018, opened.called_ae),
+                    )
+                    if title
+                ),
+                _element(0x0026, b"UR", opened.peer_address.encode()),
+                _element(0x0027, b"UR", opened.peer_address.encode()),
+                _element(0x0028, b"UR", opened.own_address.encode()),
+                _element(0x0100, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
+                _element(0x0102, b"OB", bytes(DIGEST_BYTES)),
+            )
         )
-    )
-    meta = bytes(PREAMBLE_BYTES) + b"DICM" + _element(0x0000, b"UL", struct.pack("<L", len(ours))) + ours
-    return meta, len(meta) - 32
+        object.__setattr__(self, "_tail", tail)
+
+    def fill(self, sop_class: str, sop_instance: str) -> bytes:
+        """Return preamble and file meta (PS3.10 7.1); its last 32 bytes are room for the digest."""
+        names = _element(0x0002, b"UI", sop_class.encode("latin-1")) + _element(
+            0x0003, b"UI", sop_instance.encode("latin-1")
+        )
+        length = _element(0x0000, b"UL", struct.pack("<L", len(_VERSION) + len(names) + len(self._tail)))
+        return b"".join((_MAGIC, length, _VERSION, names, self._tail))
 
 
 def _element(element: int, vr: bytes, value: bytes) -> bytes:
@@ -77,3 +102,7 @@ def _element(element: int, vr: bytes, value: bytes) -> bytes:
     if vr in {b"OB", b"UR"}:
         return struct.pack("<HH2sHL", 0x0002, element, vr, 0, len(value)) + value
     return struct.pack("<HH2sH", 0x0002, element, vr, len(value)) + value
+
+
+_MAGIC: Final = bytes(PREAMBLE_BYTES) + b"DICM"
+_VERSION: Final = _element(0x0001, b"OB", b"\0\1")

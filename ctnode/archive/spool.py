@@ -30,7 +30,7 @@ from typing import Final, Self
 
 from ctnode.archive.incoming import PIECE_BYTES, Incoming, close_quietly, storage_error
 from ctnode.archive.layout import require_keepable
-from ctnode.archive.part10 import Opened
+from ctnode.archive.part10 import MetaTemplate, Opened
 from ctnode.ops.durable import sync, sync_data
 from ctnode.words import StorageError
 
@@ -139,6 +139,7 @@ class Journal:
         self._durable = False
         self._file = -1
         self._buffer: memoryview | None = None
+        self._templates: dict[str, MetaTemplate] = {}
         try:
             self.directory.mkdir(mode=0o700)
         except OSError as error:
@@ -179,7 +180,10 @@ class Journal:
         if self._buffer is None:
             self._buffer = memoryview(bytearray(PIECE_BYTES))
         stem = f"{time.time_ns():019d}-{self._sequence:06d}"
-        return Incoming(self, stem, self._buffer, transfer_syntax, sop_class, sop_instance)
+        template = self._templates.get(transfer_syntax)
+        if template is None:
+            template = self._templates[transfer_syntax] = MetaTemplate(self.opened, transfer_syntax)
+        return Incoming(self, stem, self._buffer, template, sop_class, sop_instance)
 
     def notice(self, what: str, fields: Mapping[str, object]) -> None:
         """Write down another request of the association; durable when this returns.

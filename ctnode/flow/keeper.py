@@ -14,7 +14,7 @@ import structlog
 from ctnode.archive import catalog, revisions
 from ctnode.archive.associations import Association
 from ctnode.archive.database import Database, copy_to
-from ctnode.archive.doorbell import open_doorbell
+from ctnode.archive.doorbell import GATHER_S, open_doorbell
 from ctnode.archive.index import Index
 from ctnode.archive.layout import Layout
 from ctnode.archive.settle import Scan, Settler
@@ -28,8 +28,6 @@ from ctnode.ops.role import Role
 from ctnode.wire.peers import CachedResolver, find_peer
 
 IDLE_SCAN_S: Final = 1.0
-# Arrivals ring one by one; a short pause lets them be settled in one transaction, whose syncs the receivers feel.
-GATHER_S: Final = 0.1
 RETRY_S: Final = 1.0
 NETWORK: Final = "network"
 
@@ -103,8 +101,9 @@ class Keeper:
         return IDLE_SCAN_S if look_s is None else min(IDLE_SCAN_S, look_s + 0.001)
 
     def _answer_bell(self, bell: socket.socket) -> None:
-        time.sleep(GATHER_S)
+        # Emptied before the pause: who rings during it may have come too late for the look that follows.
         _drain(bell)
+        time.sleep(GATHER_S)
 
     def _turn(self) -> None:
         """Do all that is to do now; a storage that fails is tried again a little later."""

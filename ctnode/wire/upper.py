@@ -192,7 +192,7 @@ class SyncDul(DULServiceProvider):
                 self.event_queue.put(INVALID_PDU)
 
     def step(self, deadline_s: float | None = None) -> bool:
-        """Handle one PDU, or wait for more bytes.
+        """Handle what has come, or wait for more bytes.
 
         Parameters
         ----------
@@ -205,7 +205,7 @@ class SyncDul(DULServiceProvider):
             False if the deadline passed.
         """
         self.flush()
-        if self._kill_thread or self._take_pdu():
+        if self._kill_thread or self._take_pdus():
             return True
         had_bytes = self.stream.available_bytes
         patience_s = self._patience_s()
@@ -263,6 +263,25 @@ class SyncDul(DULServiceProvider):
             pdu.reason_diagnostic = self._abort_reason
         super()._send(pdu)
 
+    def _take_pdus(self) -> bool:
+        """Handle the whole PDUs at the start of the buffer until somebody has to act on one; False if there is none."""
+        if not self._take_pdu():
+            return False
+        # Data of an instance concerns nobody else: the next PDU may follow at once.
+        while self._is_undisturbed() and self._take_pdu():
+            pass
+        self.flush()
+        return True
+
+    def _is_undisturbed(self) -> bool:
+        return (
+            self._is_in_message
+            and not self._kill_thread
+            and not self.event_queue.queue
+            and not self.to_provider_queue.queue
+            and not self.to_user_queue.queue
+        )
+
     def _take_pdu(self) -> bool:
         """Handle the PDU at the start of the buffer if it is whole; nothing is buffered beyond the limits."""
         stream = self.stream
@@ -293,7 +312,6 @@ class SyncDul(DULServiceProvider):
             self.refuse(fault)
             return True
         stream.consume(whole)
-        self.flush()
         return True
 
     def _limit_bytes(self, kind: int) -> int:
