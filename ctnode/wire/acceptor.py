@@ -23,8 +23,9 @@ from ctnode.wire import channel
 from ctnode.wire.certificates import Material, read_material
 from ctnode.wire.children import RESTART_WAIT_S, Child, Settings, Totals
 from ctnode.wire.listener import Listener, open_listeners
+from ctnode.wire.pacing import Pacing
 from ctnode.wire.peers import parse_address
-from ctnode.wire.places import Places
+from ctnode.wire.places import Place, Places
 from ctnode.wire.receiver import ORPHAN_DRAIN_S, allow_descriptors
 from ctnode.words import ConfigError, CtnodeError, ExitCode, StorageError
 
@@ -93,6 +94,7 @@ class _Acceptor:
         self._plain = next(listener for listener in listeners if not listener.is_tls)
         self._secured = next((listener for listener in listeners if listener.is_tls), None)
         self._places = Places()
+        self._pacing = Pacing()
         self._rejections = Rejections(layout.rejections)
         self._spool = Spool(layout.incoming)
         self._children: list[Child] = []
@@ -126,7 +128,7 @@ class _Acceptor:
 
     def _loop_once(self) -> None:
         role = self._role
-        ready = role.wait(_TICK_S)
+        ready = role.wait(self._pacing.until_due_s(_TICK_S))
         for child in [child for child in self._children if child.end.fileno() in ready]:
             self._hear(child)
         if role.reload_wanted:
@@ -141,6 +143,8 @@ class _Acceptor:
         self._watch_listeners()
         for descriptor in self._listeners.keys() & ready if self._accepting else ():
             self._accept(self._listeners[descriptor])
+        for held in self._pacing.due():
+            self._pass_on(held.connection, held.place, is_tls=held.is_tls)
         self._report()
 
     # ------------------------------------------------------------------------------------------- connections
@@ -175,19 +179,27 @@ class _Acceptor:
                 log.get().warning("cannot accept", error=error.strerror)
                 self._paused_until_s = time.monotonic() + _TICK_S
                 return
-            with connection:
-                self._pass_on(connection, str(parse_address(address[0])), is_tls=listener.is_tls)
+            self._take_in(connection, str(parse_address(address[0])), is_tls=listener.is_tls)
 
-    def _pass_on(self, connection: socket.socket, address: str, *, is_tls: bool) -> None:
+    def _take_in(self, connection: socket.socket, address: str, *, is_tls: bool) -> None:
+        """Give a connection its place, and pass it on now or a little later."""
         limits = self._config.receiver
         self._total += 1
         place = self._places.take(address, limit=limits.max_associations, per_address=limits.max_per_address)
         if place is None or place.over_limit:
             self._refused += 1
         if place is None:
-            return
+            connection.close()
+        elif self._pacing.is_knocking(address):
+            self._pacing.hold(connection, place, is_tls=is_tls)
+        else:
+            self._pass_on(connection, place, is_tls=is_tls)
+
+    def _pass_on(self, connection: socket.socket, place: Place, *, is_tls: bool) -> None:
         ready = sorted((child for child in self._children if child.is_ready), key=lambda child: len(child.places))
-        if not any(child.give(connection, place, is_tls=is_tls) for child in ready):
+        with connection:
+            is_taken = any(child.give(connection, place, is_tls=is_tls) for child in ready)
+        if not is_taken:
             self._places.give_back(place.number)
             self._refused += 1
             log.get().warning("no receiver takes connections", count=len(self._children))
@@ -209,10 +221,12 @@ class _Acceptor:
 
     def _take_messages(self, child: Child) -> bool:
         is_there = child.take_messages()
-        for number, rejected in child.ended:
-            self._places.give_back(number)
-            if rejected:
-                self._rejections.add(rejected)
+        for end in child.ended:
+            place = self._places.give_back(end.place)
+            if end.rejected:
+                self._rejections.add(end.rejected)
+            if place is not None and not end.has_asked:
+                self._pacing.count(place.address)
         child.ended.clear()
         if child.suspect and not self._suspect:
             self._suspect = child.suspect
@@ -313,6 +327,9 @@ class _Acceptor:
             self._accepting = False
         for listener in self._listeners.values():
             listener.socket.close()
+        for held in self._pacing.due(all_of_them=True):
+            held.connection.close()
+            self._places.give_back(held.place.number)
         role.draining()
         seconds = ORPHAN_DRAIN_S if role.orphaned else self._config.node.drain_s
         for child in self._children:

@@ -63,13 +63,22 @@ class Settings:
         return cls(config, material=Material(**material) if material else None, **values)
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """A connection that is over: its place, whom it was that was rejected, whether an association was asked for."""
+
+    place: int
+    rejected: Mapping[str, str] | None = None
+    has_asked: bool = True
+
+
 class Child:
     """One receiver process and its channel."""
 
     def __init__(self, settings: Settings) -> None:
         # The numbers of the places whose connections it has, and what became of those that are over.
         self.places: set[int] = set()
-        self.ended: list[tuple[int, Mapping[str, str] | None]] = []
+        self.ended: list[End] = []
         self.is_ready = False
         self.counters: Mapping[str, Any] = {}
         # Why this child does not trust the storage any more.
@@ -136,9 +145,9 @@ class Child:
             elif message.what == "suspect":
                 self.suspect = str(message.fields["reason"])
             elif message.what == "ended":
-                number = int(message.fields["place"])
-                self.places.discard(number)
-                self.ended.append((number, message.fields["rejected"]))
+                end = End(int(message.fields["place"]), message.fields["rejected"], message.fields["has_asked"])
+                self.places.discard(end.place)
+                self.ended.append(end)
             self.counters = message.fields.get("counters", self.counters)
 
 

@@ -60,10 +60,11 @@ class _HostedAssociation(SyncAssociation):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A connection that is over: the number of its place, and whom it was that was rejected, if so."""
+    """A connection that is over: the number of its place, who was rejected, whether an association was asked for."""
 
     place: int
     rejected: Mapping[str, str] | None = None
+    has_asked: bool = False
 
 
 class Host:
@@ -164,7 +165,7 @@ class Host:
             self._open.discard(association)
             self._changed.notify_all()
         session = cast(NodeSession, association.session)
-        self._tell(Ended(place, session.rejected_as()))
+        self._tell(Ended(place, session.rejected_as(), session.has_asked))
 
     def _tell(self, ended: Ended) -> None:
         if self._on_ended is not None:

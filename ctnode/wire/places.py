@@ -48,15 +48,16 @@ class Places:
         self._counter(place)[address] += 1
         return place
 
-    def give_back(self, number: int) -> None:
-        """End a place; one that has ended already is passed over."""
+    def give_back(self, number: int) -> Place | None:
+        """End a place and return it; one that has ended already is passed over."""
         place = self._taken.pop(number, None)
         if place is None:
-            return
+            return None
         counter = self._counter(place)
         counter[place.address] -= 1
         if not counter[place.address]:
             del counter[place.address]
+        return place
 
     def _counter(self, place: Place) -> Counter[str]:
         return self._rejecting if place.over_limit else self._serving

@@ -149,6 +149,7 @@ class _Receiver:
             "ended",
             place=ended.place,
             rejected=ended.rejected,
+            has_asked=ended.has_asked,
             counters=self._shared.tally.as_json(),
         )
 

@@ -80,7 +80,8 @@ class NodeSession:
         self._peer_address = _join(peer_name)
         self._own_address = _join(own_name)
         self._over_limit = over_limit
-        self._has_asked = False
+        # Whether there was a request for an association.
+        self.has_asked = False
         self._journal: Journal | None = None
         self._syntaxes: dict[int, str] = {}
         self._classes: dict[int, str] = {}
@@ -99,7 +100,7 @@ class NodeSession:
 
     def admit(self, calling_ae: str, called_ae: str) -> Reject | None:
         """Decide on the association and remember why not."""
-        self._has_asked = True
+        self.has_asked = True
         self.calling_ae, self.called_ae = calling_ae.strip(), called_ae.strip()
         shared = self._shared
         decision = decide(
@@ -175,12 +176,12 @@ class NodeSession:
         """Discard what has not ended, end the journal, and say so once."""
         if self.how:
             return
-        self.how = how if self._has_asked else UNNEGOTIATED
+        self.how = how if self.has_asked else UNNEGOTIATED
         self._why = self._reason or why
         self._discard()
         if self._slot is not None:
             os.close(self._slot)
-        if not self._has_asked:
+        if not self.has_asked:
             self._shared.tally.count_end(self.how, cause)
             self._shared.knocks.count(self._peer_host, cause or "closed")
             return

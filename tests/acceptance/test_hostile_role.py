@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ctnode.wire.pacing import KNOCKS
 from tests.fuzz_sessions import Figures
 from tests.pdu_writer import HTTP, TLS_HELLO, header
 from tests.wire_peers import (
@@ -130,6 +131,20 @@ def test_a_health_check_leaves_nothing(tmp_path: Path) -> None:
     assert 0 < len(told) <= 2 + CONNECTS // 1000
     assert LEAST_SEEN * CONNECTS <= sum(line["count"] for line in told) + turned_away <= CONNECTS
     assert len(role.log.read_text().splitlines()) < 20 + len(told)
+
+
+def test_who_is_made_to_wait_is_answered_all_the_same(tmp_path: Path) -> None:
+    """More garbage from one address than is let in at once: each gets its abort, and nothing is left behind."""
+    with receive_role(tmp_path) as role:
+        port = role.wait_ready()
+        with left_as_found(role), sender_beside(role, port):
+            for _ in range(2):
+                with contextlib.ExitStack() as stack:
+                    scanners = [stack.enter_context(RawPeer(port)) for _ in range(KNOCKS + 5)]
+                    for scanner in scanners:
+                        scanner.send(HTTP)
+                    assert [scanner.read_pdu()[0] for scanner in scanners] == [ABORT] * len(scanners)
+        wait_until(lambda: role.counters()["cut"].get("garbage") == 2 * (KNOCKS + 5), "the counts")
 
 
 def announce(kind: int) -> Callable[[RawPeer], None]:
