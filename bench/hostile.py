@@ -35,7 +35,7 @@ SLICE_BYTES = 512 * 512 * 2
 # Time-outs as short as an operator would set them on a hostile network, so that many are cut within a run.
 KEYS: dict[str, object] = {
     "receiver.request_timeout_s": 5.0, "receiver.pdu_timeout_s": 5.0, "receiver.idle_timeout_s": 5.0,
-    "receiver.max_per_address": 100, "receiver.max_associations": 400, "log.level": "warning",
+    "receiver.processes": 2, "receiver.max_per_address": 100, "receiver.max_associations": 400, "log.level": "warning",
 }  # fmt: skip
 
 

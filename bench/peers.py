@@ -123,7 +123,7 @@ def running(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def ctnode(folder: Path, processes: int = 1) -> Iterator[Serving]:
+def ctnode(folder: Path, processes: int = 2) -> Iterator[Serving]:
     root = folder / "root"
 
     def report(role: str) -> dict[str, object]:
@@ -177,7 +177,7 @@ def pynetdicom(folder: Path) -> Iterator[Serving]:
 
 PEERS: dict[str, Callable[[Path], AbstractContextManager[Serving]]] = {
     "ctnode": ctnode,
-    "ctnode x2": lambda folder: ctnode(folder, 2),
+    "ctnode x1": lambda folder: ctnode(folder, 1),
     "dcmtk": dcmtk,
     "orthanc": orthanc,
     "pynetdicom": pynetdicom,

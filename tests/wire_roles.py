@@ -57,7 +57,9 @@ class ReceiveRole:
         self.root = folder / "root"
         self.settings = folder / "overrides.json"
         self.overrides: dict[str, object] = {
-            "storage.root": str(self.root), "node.port": 0, "log.format": "json", "log.level": "info", **overrides
+            "storage.root": str(self.root), "node.port": 0, "log.format": "json", "log.level": "info",
+            # One, so that it is known which process has an association.
+            "receiver.processes": 1, **overrides,
         }  # fmt: skip
         self.write_settings()
         self.log = folder / f"log-{time.monotonic_ns()}"

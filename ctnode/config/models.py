@@ -61,7 +61,7 @@ class Storage(_Section):
 class Receiver(_Section):
     """The DICOM port."""
 
-    processes: int = Field(1, ge=1, le=64, description="receiver processes behind the one listening socket")
+    processes: int = Field(2, ge=1, le=64, description="receiver processes behind the one listening socket")
     max_associations: int = Field(400, ge=1, le=900, description="associations at the same time, over all processes")
     max_per_address: int = Field(
         250, ge=1, le=900, description="of these, associations from one address; the next is rejected as transient"
