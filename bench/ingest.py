@@ -1,10 +1,11 @@
 """What the DICOM port takes, in one run on one machine, beside DCMTK storescp, Orthanc and a plain pynetdicom SCP.
 
-    python bench/ingest.py [--what throughput single latency many idle big] [--senders 1 4 16] [--count 400]
-                           [--folder DIR] [--peers ctnode dcmtk orthanc pynetdicom] [--big-mb 4094]
+    python bench/ingest.py [--what throughput single latency many idle big] [--senders 1 4 16] [--count 1200]
+                           [--rounds 3] [--folder DIR] [--peers ctnode dcmtk orthanc pynetdicom] [--big-mb 4094]
 
-``throughput``: instances per second of DCMTK's storescu as real processes; for ctnode, whose keeper runs beside it,
-also how long after the last acknowledgement the last instance was in the index. ``single``: 500 associations of one
+``throughput``: instances per second of DCMTK's storescu as real processes, medians over rounds in which the peers take
+turns; for ctnode, whose keeper runs beside it, also how long after the last acknowledgement the last instance was in
+the index. A round needs about 2 GB for each peer. ``single``: 500 associations of one
 image.
 ``latency``: C-STORE to C-STORE-RSP at 100 slices a second. ``many``: 200 associations at once, 20 slices each.
 ``idle``: what 200 silent associations cost, and how long 200 simultaneous connects take. ``big``: one object of 4 GB.
@@ -17,6 +18,7 @@ run an empty store.
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import statistics
 import subprocess
@@ -77,8 +79,8 @@ def indexed_after(root: Path, count: int) -> float:
 # ------------------------------------------------------------------------------------------------------ throughput
 
 
-def measure(peer: str, sources: Sequence[Path], count: int, folder: Path) -> tuple[float, str]:
-    """Return instances per second of all senders together, and what is to be said beside."""
+def measure(peer: str, sources: Sequence[Path], count: int, folder: Path) -> tuple[float, float, float]:
+    """Return instances per second of all senders together, CPU ms of each, and the seconds until all are indexed."""
     with serving(peer, folder) as node:
         command = [dcmtk_tool("storescu"), "--scan-directories", "-aec", "ANY", "127.0.0.1", str(node.port)]
         used = cpu_seconds(node.pids)
@@ -89,35 +91,41 @@ def measure(peer: str, sources: Sequence[Path], count: int, folder: Path) -> tup
         if any(codes):
             raise RuntimeError(f"storescu to {peer} ended with {codes}")
         total = count * len(sources)
-        words = f"{1e3 * (cpu_seconds(node.pids) - used) / total:.2f} ms of CPU each"
-        if node.root is not None:
-            words += f", in the index {1e3 * indexed_after(node.root, total):.0f} ms after the last acknowledgement"
-        return total / seconds, words
+        cpu_ms = 1e3 * (cpu_seconds(node.pids) - used) / total
+        lag_s = indexed_after(node.root, total) if node.root is not None else 0.0
+    # Who syncs nothing leaves it to the disk to do so while the next one is measured.
+    os.sync()
+    return total / seconds, cpu_ms, lag_s
 
 
 def throughput(options: argparse.Namespace, folder: Path) -> None:
-    sources = [folder / f"source{number}" for number in range(max(options.senders))]
-    for source in sources:
-        make_instances(source, options.count)
-    rates: dict[str, dict[int, float]] = {}
-    # All peers of one number of senders in a row: what else the machine does meanwhile changes slowly.
+    rates: dict[str, dict[int, list[float]]] = {}
     for senders in options.senders:
-        for peer in options.peers:
-            try:
-                rate, words = measure(peer, sources[:senders], options.count, folder)
-            except Absent as absent:
-                print(f"skipped: {absent} is absent")
-                continue
-            rates.setdefault(peer, {})[senders] = rate
-            print(f"{peer} with {senders}: {rate:.0f}/s, {words}", flush=True)
+        count = options.count // senders
+        sources = [folder / f"source-{senders}-{number}" for number in range(senders)]
+        for source in sources:
+            make_instances(source, count)
+        os.sync()
+        # In turn: what else the machine does meanwhile changes slowly.
+        for number in range(options.rounds):
+            for peer in options.peers:
+                try:
+                    rate, cpu_ms, lag_s = measure(peer, sources, count, folder)
+                except Absent as absent:
+                    print(f"skipped: {absent} is absent")
+                    continue
+                rates.setdefault(peer, {}).setdefault(senders, []).append(rate)
+                lag = f", in the index {1e3 * lag_s:.0f} ms after the last acknowledgement" if lag_s else ""
+                print(f"round {number + 1}, {senders} sending, {peer}: {rate:.0f}/s, {cpu_ms:.2f} ms of CPU each{lag}")
+                sys.stdout.flush()
     print(f"\n{'instances/s':<12}" + "".join(f"{f'{senders} sending':>12}" for senders in options.senders))
     for peer, found in rates.items():
-        print(f"{peer:<12}" + "".join(f"{found[senders]:>12.0f}" for senders in options.senders))
+        print(f"{peer:<12}" + "".join(f"{statistics.median(found[s]):>12.0f}" for s in options.senders))
     for ours in (peer for peer in rates if peer.startswith("ctnode")):
-        for peer in ("dcmtk", "orthanc", "pynetdicom"):
-            if peer in rates:
-                ratios = ", ".join(f"{rates[ours][s] / rates[peer][s]:.2f}x with {s}" for s in options.senders)
-                print(f"{ours} / {peer}: {ratios}")
+        for peer in (peer for peer in rates if not peer.startswith("ctnode")):
+            pairs = {s: zip(rates[ours][s], rates[peer][s], strict=True) for s in options.senders}
+            ratios = ", ".join(f"{statistics.median(a / b for a, b in pairs[s]):.2f}x with {s}" for s in pairs)
+            print(f"{ours} / {peer}, median of the rounds: {ratios}")
 
 
 # --------------------------------------------------------------------------------------- with a peer of our own
@@ -278,9 +286,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--what", nargs="+", choices=WHAT, default=["throughput"])
     parser.add_argument("--senders", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--count", type=int, default=400, help="instances of each sender")
+    parser.add_argument("--count", type=int, default=1200, help="instances of all senders together")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each peer is measured")
     parser.add_argument("--folder", type=Path, help="where everything lies meanwhile (default: a temporary one)")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["ctnode", "dcmtk", "orthanc", "pynetdicom"])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["ctnode", "dcmtk", "orthanc"])
     parser.add_argument("--big-mb", type=int, default=4094, help="megabytes of the big object")
     options = parser.parse_args()
     try:

@@ -13,6 +13,7 @@ from ctnode.words import BadInstance
 
 UID_LIMIT_BYTES: Final = 64
 _SPLIT: Final = re.compile(r"(.*)~([1-9][0-9]{0,8})", re.DOTALL)
+_FORBIDDEN: Final = re.compile(r"[/\\\0]")
 # PS3.5 9.1: components of digits without leading zeros.
 _STRICT_UID: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*")
 
@@ -30,6 +31,7 @@ def path_part(uid: str) -> str:
     return "x-" + hashlib.sha256(uid.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+@lru_cache(maxsize=1024)
 def require_keepable(uid: str, what: str) -> None:
     """Check that ``uid`` can name an object.
 
@@ -42,7 +44,7 @@ def require_keepable(uid: str, what: str) -> None:
         raise BadInstance(f"no {what}")
     if len(uid.encode("latin-1", "replace")) > UID_LIMIT_BYTES:
         raise BadInstance(f"{what} is longer than 64 bytes")
-    if any(bad in uid for bad in "/\\\0") or not uid.strip("."):
+    if _FORBIDDEN.search(uid) or not uid.strip("."):
         raise BadInstance(f"{what} holds what no UID may hold")
 
 

@@ -281,7 +281,8 @@ class SyncAssociation(Association):
             self._serve_request(request, context_id)
             self._is_paused = True
             self.dul.touch()
-        if self.acse.is_release_requested():
+        # Looked at before it is asked, which would raise and catch on each turn.
+        if self.dul.to_user_queue.queue and self.acse.is_release_requested():
             # The end is in the journal before the peer knows that it may go.
             self._end("released")
             self.acse.send_release(is_response=True)

@@ -83,23 +83,37 @@ class Stream:
             return
         self.start, self.end = 0, self.available_bytes
 
-    def fill(self, deadline_s: float) -> Filled:
-        """Read what has come; wait for it, for ``wake()`` or for the deadline on the monotonic clock."""
+    def fill(self, deadline_s: float, *, wanted_bytes: int = 1) -> Filled:
+        """Read what has come; wait for it, for ``wake()`` or for the deadline on the monotonic clock.
+
+        Parameters
+        ----------
+        deadline_s
+            On the monotonic clock.
+        wanted_bytes
+            A hint: how many bytes there have to be in the buffer before there is anything to do with them. There has
+            to be room for them.
+        """
+        receive, view = self.connection.recv_into, self.view
+        has_read = False
         while True:
             try:
-                count = self.connection.recv_into(self.view[self.end :])
+                count = receive(view[self.end :])
             except BlockingIOError:
                 count = -1
             except OSError:
                 return Filled.CLOSED
             if count > 0:
                 self.end += count
-                return Filled.DATA
+                if self.end - self.start >= wanted_bytes:
+                    return Filled.DATA
+                has_read = True
+                continue
             if count == 0:
                 return Filled.CLOSED
             remaining_s = deadline_s - time.monotonic()
             if remaining_s <= 0:
-                return Filled.EXPIRED
+                return Filled.DATA if has_read else Filled.EXPIRED
             for descriptor, _mask in self._poll.poll(remaining_s * 1000.0):
                 if descriptor == self._event:
                     os.eventfd_read(self._event)

@@ -85,7 +85,7 @@ class TlsStream(Stream):
             if not is_wanted():
                 raise ConnectionAbortedError("the node ends")
 
-    def fill(self, deadline_s: float) -> Filled:
+    def fill(self, deadline_s: float, *, wanted_bytes: int = 1) -> Filled:  # noqa: ARG002 - records end as they like
         """Read what has come; wait for it, for ``wake()`` or for the deadline on the monotonic clock."""
         while True:
             event = select.POLLIN

@@ -107,6 +107,8 @@ class SyncDul(DULServiceProvider):
         self._paced_at_s = 0.0
         self._paced_bytes = 0
         self._received_bytes = 0
+        # How much has to be in the buffer before there is anything to do.
+        self._wanted_bytes = 1
         self._own_thread = 0
 
     @property
@@ -209,7 +211,8 @@ class SyncDul(DULServiceProvider):
             return True
         had_bytes = self.stream.available_bytes
         patience_s = self._patience_s()
-        outcome = self.stream.fill(patience_s if deadline_s is None else min(deadline_s, patience_s))
+        until_s = patience_s if deadline_s is None else min(deadline_s, patience_s)
+        outcome = self.stream.fill(until_s, wanted_bytes=self._wanted_bytes)
         self._received_bytes += self.stream.available_bytes - had_bytes
         if outcome is Filled.CLOSED:
             self.is_lost = True
@@ -285,20 +288,16 @@ class SyncDul(DULServiceProvider):
     def _take_pdu(self) -> bool:
         """Handle the PDU at the start of the buffer if it is whole; nothing is buffered beyond the limits."""
         stream = self.stream
-        if stream.available_bytes < _PDU_HEADER.size:
-            stream.require(_PDU_HEADER.size)
-            if stream.available_bytes:
-                self._partial_at_s = self._partial_at_s or time.monotonic()
-            return False
+        available = stream.end - stream.start
+        if available < _PDU_HEADER.size:
+            return self._lacks(_PDU_HEADER.size if available else 1)
         kind, _reserved, length = _PDU_HEADER.unpack_from(stream.view, stream.start)
         if kind not in _KNOWN_PDUS or length > self._limit_bytes(kind):
             self.refuse(self._header_fault(kind))
             return True
         whole = _PDU_HEADER.size + length
-        if stream.available_bytes < whole:
-            stream.require(whole)
-            self._partial_at_s = self._partial_at_s or time.monotonic()
-            return False
+        if available < whole:
+            return self._lacks(whole)
         self._partial_at_s = 0.0
         pdu = stream.view[stream.start : stream.start + whole]
         self._active_at_s = time.monotonic()
@@ -313,6 +312,14 @@ class SyncDul(DULServiceProvider):
             return True
         stream.consume(whole)
         return True
+
+    def _lacks(self, wanted_bytes: int) -> bool:
+        """Make room for what is missing and note since when it is."""
+        self._wanted_bytes = wanted_bytes
+        self.stream.require(max(wanted_bytes, _PDU_HEADER.size))
+        if wanted_bytes > 1:
+            self._partial_at_s = self._partial_at_s or time.monotonic()
+        return False
 
     def _limit_bytes(self, kind: int) -> int:
         if kind == _P_DATA_TF:
