@@ -104,7 +104,9 @@ class Worker(_Section):
     """Who computes, and within which limits."""
 
     processes: int = Field(1, ge=1, le=64, description="jobs at the same time")
-    memory_mb: int = Field(4096, ge=256, description="resident megabytes at which the child of a job is stopped")
+    memory_mb: int = Field(
+        4096, ge=256, description="resident megabytes at which a job is stopped, its helper processes counted"
+    )
     timeout_s: Seconds = Field(1800.0, description="seconds after which the child of a job is stopped")
 
 

@@ -106,16 +106,17 @@ class _Run(Run):
 
     def refused(self, refusal: Refusal, digests: Sequence[str]) -> VolumeReport:
         self.issues.append(Issue(refusal.code, Severity.ERROR, str(refusal)))
+        number = 0 if refusal.code in _NO_VOLUME else self.number
         with self.step("write"):
             own = {
                 **self._provenance(VolumeStatus.REFUSED, self.issues),
+                "volume": number,
                 "input_digest": hashlib.sha256("\n".join(sorted(set(digests))).encode()).hexdigest(),
                 "source_images": len(digests),
             }
             write_json(self.path("ct.json"), {**_SOFTWARE, "ctnode": own})
             self._sync()
-        report = self._report(VolumeStatus.REFUSED, tuple(self.issues), LungStatus.NOT_RUN, ())
-        return report if refusal.code not in _NO_VOLUME else replace(report, volume=0)
+        return replace(self._report(VolumeStatus.REFUSED, tuple(self.issues), LungStatus.NOT_RUN, ()), volume=number)
 
     def results(self, volume: Volume, sources: int) -> VolumeReport:
         products = write_products(self, volume)
