@@ -20,6 +20,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
@@ -30,6 +31,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from ctnode.ct.grid import Grid
 from ctnode.ct.phantom_dicom import write_series
+from tests import htj2k
 
 STUDY = "1.2.826.0.1.3680043.8.498.4"
 SERIES = "1.2.826.0.1.3680043.8.498.4.1"
@@ -770,6 +772,15 @@ def jpeg_lossless_first_order(place):
     return _jpeg_lossless(place, "1.2.840.10008.1.2.4.70")
 
 
+@case
+def high_throughput_jpeg_2000(place):
+    for path in write(place, stack(origin=(-20.0, -15.0, -30.0)), signed=True):
+        dataset = dcmread(path)
+        htj2k.compress(dataset)
+        dataset.save_as(path, enforce_file_format=True)
+    return exact(stack(origin=(-20.0, -15.0, -30.0)))
+
+
 # Multi-frame
 
 
@@ -843,7 +854,9 @@ def _images(place: Path, slices: Stack, *, mark: str = "single", **options) -> l
 
 def _save(place: Path, name: str, dataset: Dataset, syntax: str = ExplicitVRLittleEndian) -> None:
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if syntax != ExplicitVRLittleEndian:
+    if syntax == HTJ2KLossless:
+        htj2k.compress(dataset)
+    elif syntax != ExplicitVRLittleEndian:
         dataset.compress(syntax, generate_instance_uid=False)
     dataset.save_as(place / name, enforce_file_format=True)
 
@@ -879,6 +892,12 @@ def enhanced_rle(place):
 @case
 def enhanced_jpeg_2000(place):
     _save(place, "enhanced.dcm", multiframe(_images(place, stack()), uid="e"), JPEG2000Lossless)
+    return exact(stack())
+
+
+@case
+def enhanced_high_throughput_jpeg_2000(place):
+    _save(place, "enhanced.dcm", multiframe(_images(place, stack()), uid="e"), HTJ2KLossless)
     return exact(stack())
 
 
