@@ -443,6 +443,61 @@ def two_passes_told_by_their_time(place):
     return _second(place, AcquisitionTime="120100")
 
 
+def _second_pass(place: Path, offset_mm: float, **values) -> Expectation:
+    """Write a second pass with other pixels, whose slices lie between those of the first."""
+    write(place, stack())
+    depths = np.arange(20) * 2.5 + offset_mm
+    write(place, stack(depths), setting(RescaleIntercept="-900", **values), mark="second")
+    return exact(stack(), "OTHER_ACQUISITION")
+
+
+@case
+def two_passes_just_beside_each_other(place):
+    return _second_pass(place, 0.3, AcquisitionNumber=2)
+
+
+@case
+def two_passes_in_the_middle_of_each_other(place):
+    return _second_pass(place, 1.25, AcquisitionNumber=2)
+
+
+@case
+def two_passes_beside_each_other_told_by_their_time(place):
+    return _second_pass(place, 0.7, ContentTime="120100")
+
+
+@case
+def two_kernels_with_another_centre(place):
+    write(place, stack())
+    sharp = stack(count=20, origin=(-18.0, -15.0, 30.0))
+    write(place, sharp, setting(ConvolutionKernel="B70f"), mark="sharp")
+    return exact(stack(), "OTHER_ACQUISITION")
+
+
+@case
+def a_second_version_with_other_pixels(place):
+    """The same SOP Instance UIDs with other pixels: a time tells them apart, but not which of them is meant."""
+
+    def again(index, dataset):
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=[SERIES, str(index)])
+        dataset.RescaleIntercept, dataset.ContentTime = "-900", "120100"
+
+    write(place, stack())
+    write(place, stack(count=20), again, mark="again")
+    return refused("AMBIGUOUS")
+
+
+@case
+def a_second_version_with_another_header(place):
+    def again(index, dataset):
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=[SERIES, str(index)])
+        dataset.KVP = "80"
+
+    write(place, stack())
+    write(place, stack(count=20), again, mark="again")
+    return exact(stack(), "DUPLICATE_SLICE")
+
+
 @case
 def acquisitions_that_share_no_position(place):
     write(place, stack(), lambda k, d: setattr(d, "AcquisitionNumber", k // 6 + 1))

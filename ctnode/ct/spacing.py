@@ -124,7 +124,7 @@ def _with_missing(found: _Indices, gaps: FloatArray, step_mm: float, tolerances:
         or len(missing) > tolerances.missing_part * total
     )
     if is_large:
-        text = f"the largest hole is {hole} slices or {gaps.max():.1f} mm wide, too much to be measured"
+        text = f"{len(missing)} of {total} slices, {hole} in a row, {gaps.max():.1f} mm wide: too much to be measured"
         issues.append(Issue("INCOMPLETE", Severity.WARNING, text, missing))
     places: FloatArray = step_mm * np.arange(total, dtype=np.float64)
     return places, step_mm, issues

@@ -177,7 +177,7 @@ def test_variables_of_tests_and_the_files_own_are_passed_over(tmp_path: Path) ->
     ("word", "key", "value"),
     [
         ("pipeline.spacing_mm=keep", "spacing_mm", "keep"), ("pipeline.spacing_mm=0.8", "spacing_mm", 0.8),
-        ("pipeline.spacing_mm=[1, 1, 2]", "spacing_mm", (1.0, 1.0, 2.0)), 
+        ("pipeline.spacing_mm=[1, 1, 2]", "spacing_mm", (1.0, 1.0, 2.0)),
         ("pipeline.size=[256,256,128]", "size", (256, 256, 128)),
         ("pipeline.volumes=all", "volumes", "all"),
     ],

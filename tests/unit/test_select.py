@@ -127,6 +127,41 @@ def test_two_acquisitions_of_the_same_positions_are_told_apart():
     assert "a0" in issues["OTHER_ACQUISITION"].action
 
 
+def test_passes_that_lie_between_each_other_are_told_apart():
+    first = stack(8, "a", discriminators=acquisition(1))
+    second = [frame(sop_uid=f"b{k}", position_mm=(0, 0, 2.0 * k + 1), discriminators=acquisition(2)) for k in range(7)]
+    chosen, issues = choose([*first, *second])
+    assert chosen == names(first)
+    assert "AcquisitionNumber 2" in issues["OTHER_ACQUISITION"].action
+
+
+def test_times_alone_do_not_part_an_even_stack():
+    """Two writers at work: every second image has another time, and all of them are one stack."""
+    times = [(*("",) * (len(DISCRIMINATORS) - 1), f"12000{k % 2}") for k in range(12)]
+    one = [frame(sop_uid=f"s{k}", position_mm=(0, 0, 2.0 * k), discriminators=times[k]) for k in range(12)]
+    assert choose(one) == (names(one), {})
+
+
+@pytest.mark.parametrize("beyond", [13, 8])
+def test_passes_that_follow_each_other_are_one_volume(beyond):
+    first = stack(12, "a", discriminators=acquisition(1))
+    second = [
+        frame(sop_uid=f"b{k}", position_mm=(0, 0, 2.0 * (beyond + k) + 0.7), discriminators=acquisition(2))
+        for k in range(12)
+    ]
+    chosen, issues = choose([*first, *second])
+    assert chosen == names(first) | names(second)
+    assert "OTHER_ACQUISITION" not in issues
+
+
+def test_one_phase_after_the_other_is_decoded_once(monkeypatch):
+    decoded = []
+    monkeypatch.setattr(repeats, "stored_values", lambda one: np.array([decoded.append(one) or hash(one.sop_uid[0])]))
+    phases = [stack(6, name, discriminators=acquisition(number)) for number, name in enumerate("abcdefgh")]
+    choose([one for phase in phases for one in phase])
+    assert len(decoded) == 2
+
+
 def test_acquisition_numbers_that_only_count_along_are_one_volume():
     steps = [frame(sop_uid=f"s{k}", position_mm=(0, 0, 2.0 * k), discriminators=acquisition(k // 2)) for k in range(6)]
     assert choose(steps) == (names(steps), {})
