@@ -20,7 +20,7 @@ import numpy as np
 from ctnode import __version__
 from ctnode.config import Outputs, Pipeline
 from ctnode.ct.grid import Grid, Volume
-from ctnode.ct.select import Candidate, candidates, remarks
+from ctnode.ct.select import Candidate, beside, candidates, remarks
 from ctnode.ct.source import Frame, read_frames
 from ctnode.ct.volume import build
 from ctnode.flow.job import Job, Run, noop
@@ -77,7 +77,7 @@ def process_frames(
         if index:
             run = _Run(job, list(general), index + 1)
         run.issues.extend(remarks(found, index, converted=wanted > 1))
-        run.others = [candidate for number, candidate in enumerate(found) if number != index]
+        run.others = [candidate for _, candidate in beside(found, index)]
         reports.append(_convert(run, found[index], digests))
     return reports
 

@@ -243,12 +243,21 @@ def test_every_volume_is_listed_the_largest_valid_one_first():
     assert [(len(one.frames), one.refusal.code if one.refusal else None) for one in found] == [
         (6, None), (20, "CURVED"), (3, None)
     ]  # fmt: skip
-    assert found[0].as_json() == {
-        "images": 6, "shape_zyx": [6, 4, 4], "spacing_zyx_mm": [2.0, 1.0, 1.0], "code": "", "reason": "",
-        "refused": None,
+    ((_, main), (number, small)) = select.beside(found, 1)
+    assert main.as_json() == {
+        "images": 6, "shape_zyx": [6, 4, 4], "spacing_zyx_mm": [2.0, 1.0, 1.0], "code": "OTHER_GROUP",
+        "reason": "another matrix", "refused": None,
     }  # fmt: skip
-    assert "matrix" in found[1].words
-    assert "CURVED" in found[1].words
+    assert (number, small.reason) == (3, ("OTHER_GROUP", "another matrix"))
+    assert "CURVED" in select.beside(found, 0)[0][1].words
+
+
+def test_a_volume_that_is_not_the_main_one_says_what_tells_the_main_one_apart():
+    found = everything([*stack(7, "a", discriminators=acquisition(1)), *stack(6, "b", discriminators=acquisition(2))])
+    (issue,) = select.remarks(found, 1, converted=True)
+    assert issue.code == "OTHER_ACQUISITION"
+    assert "volume 1 of this series" in issue.action
+    assert "AcquisitionNumber 1" in issue.action
 
 
 def test_a_series_of_one_invalid_group_and_a_handful_is_refused():
