@@ -269,10 +269,7 @@ def encode(place: Path, syntax: str) -> int:
                 if was_big:
                     _swap(dataset)
                 dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1")
-                if syntax == htj2k.HTJ2KLossless:
-                    htj2k.compress(dataset)
-                else:
-                    dataset.compress(UID(syntax), generate_instance_uid=False)
+                _compress(dataset, syntax)
             elif (syntax == BIG) != was_big:
                 _swap(dataset)
             dataset.file_meta.TransferSyntaxUID = UID(syntax)
@@ -286,6 +283,13 @@ def encode(place: Path, syntax: str) -> int:
         except Exception:
             path.with_suffix(".new").unlink(missing_ok=True)
     return in_it
+
+
+def _compress(dataset: pydicom.Dataset, syntax: str) -> None:
+    if syntax == htj2k.HTJ2KLossless:
+        htj2k.compress(dataset)
+    else:
+        dataset.compress(UID(syntax), generate_instance_uid=False)
 
 
 def _swap(dataset: pydicom.Dataset) -> None:

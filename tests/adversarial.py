@@ -828,6 +828,20 @@ def jpeg_lossless_first_order(place):
 
 
 @case
+def jpeg_2000_that_does_not_know_its_sign(place):
+    """The header says signed, the codestream unsigned: the bits are those of the header."""
+    below = stack(origin=(-20.0, -15.0, -30.0))
+    for path in write(place, below, signed=True, bits_stored=12):
+        dataset = dcmread(path)
+        dataset.PixelRepresentation = 0
+        dataset.PixelData = (stored(dataset) & 0x0FFF).astype(np.uint16).tobytes()
+        dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+        dataset.PixelRepresentation = 1
+        dataset.save_as(path, enforce_file_format=True)
+    return exact(below)
+
+
+@case
 def high_throughput_jpeg_2000(place):
     for path in write(place, stack(origin=(-20.0, -15.0, -30.0)), signed=True):
         dataset = dcmread(path)
