@@ -41,8 +41,8 @@ class Tolerances:
         A repaired stack has at most this many times the slices of its source (R15).
     common_percent
         Unequal gaps are made as small as this percentile of them (R15).
-    widest_mm, longest_mm
-        No scanner has a larger field of view or a longer table: such spacings are not believed.
+    widest_mm, longest_mm, finest_mm
+        No scanner has a larger field of view, a longer table, or smaller voxels: such spacings are not believed.
     """
 
     regularity_mm: float = 0.1
@@ -61,6 +61,7 @@ class Tolerances:
     common_percent: float = 10.0
     widest_mm: float = 2000.0
     longest_mm: float = 5000.0
+    finest_mm: float = 1e-4
 
 
 DEFAULT: Final = Tolerances()
