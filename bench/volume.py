@@ -38,6 +38,7 @@ import pydicom
 from pydicom.uid import UID
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import htj2k
 from tests.adversarial import CASES, GRADIENT, Expectation
 
 Answer = tuple[np.ndarray, np.ndarray, np.ndarray | None, str]  # voxels (z, y, x), LPS affine, padding, status
@@ -234,6 +235,7 @@ COMPRESSED = {
     "1.2.840.10008.1.2.4.70": "JPEG lossless, first order",
     "1.2.840.10008.1.2.4.80": "JPEG-LS",
     "1.2.840.10008.1.2.4.90": "JPEG 2000",
+    "1.2.840.10008.1.2.4.201": "HTJ2K",
 }
 
 
@@ -267,7 +269,7 @@ def encode(place: Path, syntax: str) -> int:
                 if was_big:
                     _swap(dataset)
                 dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1")
-                dataset.compress(UID(syntax), generate_instance_uid=False)
+                _compress(dataset, syntax)
             elif (syntax == BIG) != was_big:
                 _swap(dataset)
             dataset.file_meta.TransferSyntaxUID = UID(syntax)
@@ -281,6 +283,13 @@ def encode(place: Path, syntax: str) -> int:
         except Exception:
             path.with_suffix(".new").unlink(missing_ok=True)
     return in_it
+
+
+def _compress(dataset: pydicom.Dataset, syntax: str) -> None:
+    if syntax == htj2k.HTJ2KLossless:
+        htj2k.compress(dataset)
+    else:
+        dataset.compress(UID(syntax), generate_instance_uid=False)
 
 
 def _swap(dataset: pydicom.Dataset) -> None:

@@ -20,6 +20,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
@@ -30,6 +31,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from ctnode.ct.grid import Grid
 from ctnode.ct.phantom_dicom import write_series
+from tests import htj2k
 
 STUDY = "1.2.826.0.1.3680043.8.498.4"
 SERIES = "1.2.826.0.1.3680043.8.498.4.1"
@@ -441,6 +443,61 @@ def two_passes_told_by_their_time(place):
     return _second(place, AcquisitionTime="120100")
 
 
+def _second_pass(place: Path, offset_mm: float, **values) -> Expectation:
+    """Write a second pass with other pixels, whose slices lie between those of the first."""
+    write(place, stack())
+    depths = np.arange(20) * 2.5 + offset_mm
+    write(place, stack(depths), setting(RescaleIntercept="-900", **values), mark="second")
+    return exact(stack(), "OTHER_ACQUISITION")
+
+
+@case
+def two_passes_just_beside_each_other(place):
+    return _second_pass(place, 0.3, AcquisitionNumber=2)
+
+
+@case
+def two_passes_in_the_middle_of_each_other(place):
+    return _second_pass(place, 1.25, AcquisitionNumber=2)
+
+
+@case
+def two_passes_beside_each_other_told_by_their_time(place):
+    return _second_pass(place, 0.7, ContentTime="120100")
+
+
+@case
+def two_kernels_with_another_centre(place):
+    write(place, stack())
+    sharp = stack(count=20, origin=(-18.0, -15.0, 30.0))
+    write(place, sharp, setting(ConvolutionKernel="B70f"), mark="sharp")
+    return exact(stack(), "OTHER_ACQUISITION")
+
+
+@case
+def a_second_version_with_other_pixels(place):
+    """The same SOP Instance UIDs with other pixels: a time tells them apart, but not which of them is meant."""
+
+    def again(index, dataset):
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=[SERIES, str(index)])
+        dataset.RescaleIntercept, dataset.ContentTime = "-900", "120100"
+
+    write(place, stack())
+    write(place, stack(count=20), again, mark="again")
+    return refused("AMBIGUOUS")
+
+
+@case
+def a_second_version_with_another_header(place):
+    def again(index, dataset):
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=[SERIES, str(index)])
+        dataset.KVP = "80"
+
+    write(place, stack())
+    write(place, stack(count=20), again, mark="again")
+    return exact(stack(), "DUPLICATE_SLICE")
+
+
 @case
 def acquisitions_that_share_no_position(place):
     write(place, stack(), lambda k, d: setattr(d, "AcquisitionNumber", k // 6 + 1))
@@ -770,6 +827,29 @@ def jpeg_lossless_first_order(place):
     return _jpeg_lossless(place, "1.2.840.10008.1.2.4.70")
 
 
+@case
+def jpeg_2000_that_does_not_know_its_sign(place):
+    """The header says signed, the codestream unsigned: the bits are those of the header."""
+    below = stack(origin=(-20.0, -15.0, -30.0))
+    for path in write(place, below, signed=True, bits_stored=12):
+        dataset = dcmread(path)
+        dataset.PixelRepresentation = 0
+        dataset.PixelData = (stored(dataset) & 0x0FFF).astype(np.uint16).tobytes()
+        dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+        dataset.PixelRepresentation = 1
+        dataset.save_as(path, enforce_file_format=True)
+    return exact(below)
+
+
+@case
+def high_throughput_jpeg_2000(place):
+    for path in write(place, stack(origin=(-20.0, -15.0, -30.0)), signed=True):
+        dataset = dcmread(path)
+        htj2k.compress(dataset)
+        dataset.save_as(path, enforce_file_format=True)
+    return exact(stack(origin=(-20.0, -15.0, -30.0)))
+
+
 # Multi-frame
 
 
@@ -843,7 +923,9 @@ def _images(place: Path, slices: Stack, *, mark: str = "single", **options) -> l
 
 def _save(place: Path, name: str, dataset: Dataset, syntax: str = ExplicitVRLittleEndian) -> None:
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if syntax != ExplicitVRLittleEndian:
+    if syntax == HTJ2KLossless:
+        htj2k.compress(dataset)
+    elif syntax != ExplicitVRLittleEndian:
         dataset.compress(syntax, generate_instance_uid=False)
     dataset.save_as(place / name, enforce_file_format=True)
 
@@ -879,6 +961,12 @@ def enhanced_rle(place):
 @case
 def enhanced_jpeg_2000(place):
     _save(place, "enhanced.dcm", multiframe(_images(place, stack()), uid="e"), JPEG2000Lossless)
+    return exact(stack())
+
+
+@case
+def enhanced_high_throughput_jpeg_2000(place):
+    _save(place, "enhanced.dcm", multiframe(_images(place, stack()), uid="e"), HTJ2KLossless)
     return exact(stack())
 
 

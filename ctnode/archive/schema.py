@@ -214,6 +214,41 @@ def second(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+_VOLUMES: Final = """
+CREATE TABLE volumes (
+    revision_id INTEGER NOT NULL REFERENCES revisions (id),
+    volume INTEGER NOT NULL,
+    status TEXT NOT NULL,
+    lungs TEXT NOT NULL,
+    reasons TEXT NOT NULL,
+    PRIMARY KEY (revision_id, volume)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE issues (
+    revision_id INTEGER NOT NULL REFERENCES revisions (id),
+    volume INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    code TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    frames TEXT NOT NULL,
+    action TEXT NOT NULL,
+    PRIMARY KEY (revision_id, volume, place)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX issues_by_code ON issues (code, revision_id);
+INSERT INTO volumes SELECT jobs.revision_id, report.value ->> 'volume', report.value ->> 'status',
+    report.value ->> 'lungs', report.value -> 'reasons' FROM jobs, json_each(jobs.report) AS report;
+INSERT INTO issues SELECT jobs.revision_id, report.value ->> 'volume', issue.key, issue.value ->> 'code',
+    issue.value ->> 'severity', issue.value -> 'frames', issue.value ->> 'action'
+    FROM jobs, json_each(jobs.report) AS report, json_each(report.value, '$.issues') AS issue;
+"""
+
+
+@MIGRATIONS(name="0003_volumes")
+def third(db: sqlite_utils.Database) -> None:
+    """Give volumes and their issues rows of their own; what is known of them lies in the reports of the jobs."""
+    for statement in _statements(_VOLUMES):
+        db.execute(statement)
+
+
 def _statements(script: str) -> list[str]:
     """Split a script at the semicolons that end statements; trigger bodies hold semicolons of their own."""
     statements, lines = [], []

@@ -31,13 +31,20 @@ _paths = click.argument("paths", nargs=-1, required=True, type=click.Path(exists
 @click.command()
 @_paths
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the results.")
+@click.option(
+    "--set",
+    "words",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A key of the configuration for this run, such as pipeline.spacing_mm=keep or outputs.png16=true.",
+)
 @as_json
 @click.pass_obj
-def process(settings: Settings, paths: tuple[Path, ...], out: Path, json_wanted: bool) -> None:
+def process(settings: Settings, paths: tuple[Path, ...], out: Path, words: tuple[str, ...], json_wanted: bool) -> None:
     """Turn DICOM files, folders or zips into volumes, lungs and pictures; needs no node."""
     from ctnode.flow.workshop import Workshop
 
-    config = settings.config()
+    config = settings.load(words).config
     reports: list[VolumeReport] = []
     # The workshop first: it starts while everything else is still imported.
     with Workshop(config.worker, config.outputs) as workshop, _Bar(is_shown=_has_viewer(json_wanted)) as bar:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ctnode import config as configuration
-from ctnode.archive import rebuild
+from ctnode.archive import findings, rebuild
 from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
@@ -100,11 +100,18 @@ def rebuild_index(settings: Settings) -> None:
     aside = rebuild.set_aside(layout)
     with Database(layout.database) as database:
         database.migrate()
-        found = rebuild.rebuild(database, layout)
+        found = _rebuilt(database, layout)
     _say_rebuilt(found)
     if aside is not None:
         click.echo(f"the old index is {aside}")
     raise click.exceptions.Exit(ExitCode.FINDINGS if found.unreadable else ExitCode.OK)
+
+
+def _rebuilt(database: Database, layout: Layout) -> rebuild.Rebuilt:
+    """Make rows of the files of the store, and of what the results folders say of their volumes."""
+    found = rebuild.rebuild(database, layout)
+    sidecars = [f"{folder}/ct.json" for folder in findings.rebuild(database, layout)]
+    return replace(found, unreadable=(*(f"store/{line}" for line in found.unreadable), *sidecars))
 
 
 def _say_rebuilt(found: rebuild.Rebuilt) -> None:
@@ -114,7 +121,7 @@ def _say_rebuilt(found: rebuild.Rebuilt) -> None:
     if found.held:
         click.echo("held series wait: `ctnode series requeue UID` runs one")
     for line in found.unreadable:
-        click.echo(f"not readable: store/{line}", err=True)
+        click.echo(f"not readable: {line}", err=True)
 
 
 @click.command()
@@ -174,7 +181,7 @@ def _restore(layout: Layout, source: Path) -> None:
         copy_to(old.connection, layout.database)
     with Database(layout.database) as database:
         database.migrate()
-        found = rebuild.rebuild(database, layout)
+        found = _rebuilt(database, layout)
     click.echo(f"the index is restored from {source}; what came after it was made:")
     _say_rebuilt(found)
     if aside is not None:

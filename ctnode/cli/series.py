@@ -11,6 +11,7 @@ from ctnode.archive import catalog, jobs, outbox, revisions, timeline
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, as_json, as_times, pairs, print_json, print_table
+from ctnode.cli.why import why_series
 from ctnode.words import JobState, RevisionState
 
 _study = click.option("--study", help="StudyInstanceUID, where several studies hold the series.")
@@ -150,5 +151,6 @@ def cancel_job(settings: Settings, job: int) -> None:
 
 def register(group: click.Group) -> None:
     """Add the commands of this module."""
+    series_group.add_command(why_series)
     group.add_command(series_group)
     group.add_command(jobs_group)

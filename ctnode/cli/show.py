@@ -29,9 +29,9 @@ class Settings:
 
     config_file: Path | None
 
-    def load(self) -> configuration.Loaded:
-        """Read and check the configuration."""
-        return configuration.load(self.config_file)
+    def load(self, words: Iterable[str] = ()) -> configuration.Loaded:
+        """Read and check the configuration; ``words`` (``SECTION.KEY=VALUE``) come before everything else."""
+        return configuration.load(self.config_file, overrides=configuration.from_words(words))
 
     def config(self) -> Config:
         """Return the checked configuration."""

@@ -1,7 +1,7 @@
 """The configuration: every key has a default that works; unknown keys are errors that name the nearest known one."""
 
 from ctnode.config.document import document
-from ctnode.config.loading import Change, Loaded, diff, explain, load, reloaded, require_root
+from ctnode.config.loading import Change, Loaded, diff, explain, from_words, load, reloaded, require_root
 from ctnode.config.models import (
     RELOADABLE,
     Completion,
@@ -41,6 +41,7 @@ __all__ = [
     "diff",
     "document",
     "explain",
+    "from_words",
     "load",
     "reloaded",
     "require_root",

@@ -6,14 +6,14 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from ctnode.config.models import FILES, KEYS, RELOADABLE, Config
+from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, Config
 from ctnode.words import ConfigError, Unavailable
 
 ENVIRONMENT_PREFIX: Final = "CTNODE_"
@@ -125,9 +125,27 @@ def _parse_text(dotted: str, text: str, variable: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        if dotted == "node.ae_title":
+        words = {word for one in get_args(annotation) if get_origin(one) is Literal for word in get_args(one)}
+        if dotted == "node.ae_title" or text in words:
             return text
         raise ConfigError(f"{variable}: {text!r} is no number, true, false or JSON list") from None
+
+
+def from_words(pairs: Iterable[str]) -> dict[str, object]:
+    """Return ``overrides`` for ``load`` out of words of a command line such as ``pipeline.spacing_mm=keep``.
+
+    Raises
+    ------
+    ConfigError
+        If one is not of this form, names no key, or its value cannot be read.
+    """
+    found: dict[str, object] = {}
+    for pair in pairs:
+        dotted, equals, text = pair.partition("=")
+        if not equals or dotted not in KEYS or dotted.partition(".")[0] in LISTS:
+            raise ConfigError(f"{pair}: no such key{_nearest(dotted)}", hint="write SECTION.KEY=VALUE")
+        found[dotted] = _parse_text(dotted, text, dotted)
+    return found
 
 
 def _put(values: dict[str, Any], dotted: str, value: object) -> None:

@@ -23,6 +23,7 @@ Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_lengt
 
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
+LARGEST_SPACING_MM: Final = 20.0
 
 
 class _Section(BaseModel):
@@ -104,18 +105,21 @@ class Worker(_Section):
     """Who computes, and within which limits."""
 
     processes: int = Field(1, ge=1, le=64, description="jobs at the same time")
-    memory_mb: int = Field(4096, ge=256, description="resident megabytes at which the child of a job is stopped")
+    memory_mb: int = Field(
+        4096, ge=256, description="resident megabytes at which a job is stopped, its helper processes counted"
+    )
     timeout_s: Seconds = Field(1800.0, description="seconds after which the child of a job is stopped")
 
 
 class Pipeline(_Section):
     """What is computed."""
 
-    spacing_mm: float = Field(
+    spacing_mm: float | Literal["keep"] | tuple[float, float, float] = Field(
         1.0,
-        ge=0,
-        le=20,
-        description="edge in millimetres of the voxels of ct_iso and lungs_iso, from 0.2; 0: the grid of the scan",
+        description=(
+            f"millimetres of the voxels of ct_iso and lungs_iso, {LEAST_SPACING_MM} to {LARGEST_SPACING_MM:g};"
+            ' three numbers: along columns, rows, slices; "keep": the grid of the scan'
+        ),
     )
     size: tuple[Side, ...] = Field(
         (),
@@ -139,12 +143,20 @@ class Pipeline(_Section):
             raise ValueError("Input should be three numbers: columns, rows, slices")
         return value
 
-    @field_validator("spacing_mm")
+    @field_validator("spacing_mm", mode="before")
     @classmethod
-    def _no_tiny_voxels(cls, value: float) -> float:
-        if 0 < value < LEAST_SPACING_MM:
-            raise ValueError(f"Input should be 0 or at least {LEAST_SPACING_MM}")
-        return value
+    def _a_spacing(cls, value: object) -> float | str | tuple[float, ...]:
+        if value == "keep":
+            return "keep"
+        many = isinstance(value, (list, tuple))
+        steps = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        numbers = tuple(float(one) for one in steps if isinstance(one, (int, float)) and not isinstance(one, bool))
+        is_whole = len(numbers) == len(steps) == (3 if many else 1)
+        if not is_whole or not all(LEAST_SPACING_MM <= one <= LARGEST_SPACING_MM for one in numbers):
+            raise ValueError(
+                f'Input should be a number from {LEAST_SPACING_MM} to {LARGEST_SPACING_MM:g}, three of them, or "keep"'
+            )
+        return numbers if many else numbers[0]
 
 
 class Outputs(_Section):

@@ -123,8 +123,8 @@ def place(
     """
     frame_axes = axes(orientation)
     sides_mm = rows * pixel_spacing_mm[0], columns * pixel_spacing_mm[1]
-    if min(pixel_spacing_mm) <= 0 or max(sides_mm) > tolerances.widest_mm:
-        raise Refusal("PixelSpacing is not positive, or larger than any field of view", code="BAD_SPACING")
+    if min(pixel_spacing_mm) < tolerances.finest_mm or max(sides_mm) > tolerances.widest_mm:
+        raise Refusal("PixelSpacing is smaller than any pixel, or larger than any field of view", code="BAD_SPACING")
     if len(positions_mm) == 1:
         return _alone(frame_axes, positions_mm[0], pixel_spacing_mm, (rows, columns), thickness_mm, tolerances)
     depths = positions_mm @ frame_axes[2]
@@ -133,8 +133,8 @@ def place(
     mean_mm = float(depths[-1]) / (len(depths) - 1)
     if np.diff(depths).min() <= 1e-3 * mean_mm or mean_mm <= 0:
         raise Refusal("two slices share one position along the normal", code="SAME_POSITION")
-    if depths[-1] > tolerances.longest_mm:
-        raise Refusal(f"the stack is {depths[-1]:.0f} mm long", code="BAD_SPACING")
+    if depths[-1] > tolerances.longest_mm or mean_mm < tolerances.finest_mm:
+        raise Refusal(f"the stack of {len(depths)} slices is {depths[-1]:.3g} mm long", code="BAD_SPACING")
     shifts, line_issues = _line(ordered, depths, frame_axes, pixel_spacing_mm, tolerances)
     places, step_mm, depth_issues = even_depths(depths, tolerances)
     base = shifts.min(axis=0)
@@ -182,7 +182,7 @@ def _alone(
     thickness_mm: float | None,
     tolerances: Tolerances,
 ) -> Placement:
-    if thickness_mm is None or not 0 < thickness_mm <= tolerances.longest_mm:
+    if thickness_mm is None or not tolerances.finest_mm <= thickness_mm <= tolerances.longest_mm:
         raise Refusal("one slice alone, without a SliceThickness, has no extent", code="SINGLE_SLICE")
     text = f"one slice alone: its SliceThickness of {thickness_mm:g} mm stands in for the spacing; not measured"
     return Placement(

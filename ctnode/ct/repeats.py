@@ -1,15 +1,23 @@
-"""Several images at one position: the same pixels count once, others are told apart by headers, or refused (R4)."""
+"""Several images at one position, or several passes over one range (R4).
+
+The same pixels count once; others are told apart by headers, or refused.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import numpy as np
+from pydicom.datadict import keyword_for_tag
 
+from ctnode.ct.dataset import NATIVE
 from ctnode.ct.decode import stored_values
+from ctnode.ct.encapsulated import codestream
 from ctnode.ct.geometry import depths_mm
-from ctnode.ct.source import DISCRIMINATORS, Frame
+from ctnode.ct.source import DISCRIMINATORS, Frame, read_header
+from ctnode.ct.volume import in_space, placement_of
 from ctnode.words import Issue, Refusal, Severity
 
 
@@ -18,6 +26,13 @@ def names_of(frames: Iterable[Frame], *, most: int = 100) -> str:
     names = [frame.name for frame in frames]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ": " + ", ".join(names[:most]) + more
+
+
+# Values that differ between the images of one pass too, so that they alone do not make two of what is one even stack.
+_TIMES: Final = frozenset({"AcquisitionTime", "ContentTime"})
+
+# So many pairs of headers are compared for an issue.
+_MOST_COMPARED: Final = 50
 
 
 def _positions(frames: Sequence[Frame], *, same_mm: float = 0.01) -> list[list[Frame]]:
@@ -49,34 +64,51 @@ def one_per_position(frames: Sequence[Frame]) -> list[Part]:
         Code ``AMBIGUOUS`` where images with different pixels lie at one place and no header value separates them.
     """
     places = _positions(frames)
-    if len(places) == len(frames):
-        return [(tuple(frames), None, ())]
     dropped: list[Frame] = []
-    rest: list[list[Frame]] = []
     for place in places:
-        kept = place[:1]
         for frame in place[1:]:
-            if any(_alike(frame, other) for other in kept):
-                dropped.append(frame)
-            else:
-                kept.append(frame)
-        rest.append(kept)
-    if all(len(place) == 1 for place in rest):
-        return [(tuple(place[0] for place in rest), None, _note_dropped(dropped))]
-    return _split(places)
+            # One pair that differs is enough; of ten phases nobody wants all pairs decoded.
+            if not _alike(frame, place[0]):
+                return _split(places)
+            dropped.append(frame)
+    kept = tuple(place[0] for place in places)
+    issues = _note_dropped(dropped, kept)
+    return _passes(kept, issues) or [(kept, None, issues)]
 
 
-def _note_dropped(dropped: Sequence[Frame]) -> tuple[Issue, ...]:
+def _note_dropped(dropped: Sequence[Frame], kept: Iterable[Frame]) -> tuple[Issue, ...]:
     if not dropped:
         return ()
     text = f"{len(dropped)} images repeat a position with the same pixels; left out{names_of(dropped)}"
+    others = {frame.sop_uid: frame for frame in kept if frame.sop_uid}
+    twins = [(frame, others[frame.sop_uid]) for frame in dropped if frame.sop_uid in others]
+    differing = sorted(set().union(*(_differing(*twin) for twin in twins[:_MOST_COMPARED])))
+    if differing:
+        text += f"; under the same SOP Instance UID these attributes differ: {', '.join(differing)}"
     return (Issue("DUPLICATE_SLICE", Severity.INFO, text),)
 
 
+def _differing(one: Frame, other: Frame) -> set[str]:
+    """Return the names of the attributes that differ, never their values."""
+    first, second = read_header(one), read_header(other)
+    tags = {element.tag for header in (first, second) for element in header}
+    return {keyword_for_tag(tag) or str(tag) for tag in tags if first.get(tag) != second.get(tag)}
+
+
 def _alike(one: Frame, other: Frame) -> bool:
-    same_values = _meaning(one) == _meaning(other)
     # Two tables are not compared: images that have one differ, unless their files are the same.
-    return same_values and not one.has_lut and np.array_equal(stored_values(one), stored_values(other))
+    if _meaning(one) == _meaning(other) and not one.has_lut and _same_pixels(one, other):
+        return True
+    if one.sop_uid and (one.sop_uid, one.index) == (other.sop_uid, other.index):
+        raise Refusal(f"one SOP Instance UID names images with different pixels: {one.sop_uid}", code="AMBIGUOUS")
+    return False
+
+
+def _same_pixels(one: Frame, other: Frame) -> bool:
+    if one.transfer_syntax == other.transfer_syntax and one.transfer_syntax not in NATIVE:
+        # The same codestream needs no decoder.
+        return codestream(one) == codestream(other) or np.array_equal(stored_values(one), stored_values(other))
+    return np.array_equal(stored_values(one), stored_values(other))
 
 
 def _meaning(frame: Frame) -> tuple[object, ...]:
@@ -104,7 +136,7 @@ def _split(places: Sequence[Sequence[Frame]]) -> list[Part]:
         for (value, _), part in zip(ordered, parts, strict=True):
             assert part is not None
             why = ("OTHER_ACQUISITION", f"{keyword} {value or 'missing'}")
-            split.append((part[0], why, _note_dropped(part[1])))
+            split.append((part[0], why, _note_dropped(part[1], part[0])))
         return split
     repeated = [place for place in places if len(place) > 1]
     raise Refusal(
@@ -123,3 +155,48 @@ def _unique(group: Sequence[Frame]) -> tuple[tuple[Frame, ...], list[Frame]] | N
         kept.append(place[0])
         dropped.extend(place[1:])
     return tuple(kept), dropped
+
+
+def _passes(frames: Sequence[Frame], dropped: tuple[Issue, ...], *, least: int = 4) -> list[Part] | None:
+    """Split images of several passes over one range whose slices lie between each other, None where there is one pass.
+
+    Together they would be a stack that was never scanned. They are told apart only where each pass is an even stack of
+    its own; where all of them are one even stack too, times alone do not count.
+    """
+    is_even = _is_even(frames)
+    for index, keyword in enumerate(DISCRIMINATORS):
+        groups: dict[str, list[Frame]] = defaultdict(list)
+        for frame in frames:
+            groups[frame.discriminators[index]].append(frame)
+        if len(groups) < 2 or min(map(len, groups.values())) < least or (is_even and keyword in _TIMES):
+            continue
+        ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), len(item[0]), item[0]))
+        if _overlap([group for _, group in ordered]) and all(_is_even(group) for _, group in ordered):
+            return [
+                (tuple(group), ("OTHER_ACQUISITION", f"{keyword} {value or 'missing'}"), dropped if place == 0 else ())
+                for place, (value, group) in enumerate(ordered)
+            ]
+    return None
+
+
+def _is_even(frames: Sequence[Frame]) -> bool:
+    try:
+        issues = placement_of(in_space(frames)).issues
+    except Refusal:
+        return False
+    return all(issue.severity is Severity.INFO or issue.code == "TILT" for issue in issues)
+
+
+def _overlap(groups: Sequence[Sequence[Frame]], *, least_part: float = 0.5) -> bool:
+    """Return whether any other group covers that part of the range of the first, or lies with it in the first."""
+    first, *others = (_range_mm(group) for group in groups)
+    return any(
+        min(first[1], other[1]) - max(first[0], other[0]) >= least_part * min(first[1] - first[0], other[1] - other[0])
+        for other in others
+    )
+
+
+def _range_mm(frames: Sequence[Frame]) -> tuple[float, float]:
+    assert frames[0].orientation is not None
+    depths = depths_mm(frames[0].orientation, np.array([frame.position_mm for frame in frames], dtype=np.float64))
+    return float(depths.min()), float(depths.max())

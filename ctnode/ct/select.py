@@ -38,7 +38,7 @@ class Candidate:
     frames
         One for each position; all images of the group where they cannot be told apart.
     reason
-        Why they are apart from the main volume: ``OTHER_GROUP`` or ``OTHER_ACQUISITION``, and in words.
+        Why they are apart from the others: ``OTHER_GROUP`` or ``OTHER_ACQUISITION``, and in words.
     dropped
         What was left out inside this group.
     refusal
@@ -94,15 +94,19 @@ def choose(frames: Sequence[Frame], issues: list[Issue]) -> tuple[Frame, ...]:
 def remarks(found: Sequence[Candidate], index: int, *, converted: bool = False) -> list[Issue]:
     """Return what the volume ``index`` of ``found`` has to say of itself and of the others."""
     issues = list(found[index].dropped)
-    for number, other in enumerate(found, start=1):
-        if number == index + 1:
-            continue
+    for number, other in beside(found, index):
         what = f"volume {number} of this series" if converted else "left out"
         severity = (
             Severity.WARNING if other.refusal is not None and other.refusal.code == "AMBIGUOUS" else Severity.INFO
         )
         issues.append(Issue(other.reason[0], severity, f"{what}: {other.words}{names_of(other.frames)}"))
     return issues
+
+
+def beside(found: Sequence[Candidate], index: int) -> list[tuple[int, Candidate]]:
+    """Return the numbers (from 1) of all others than the volume ``index``, and why each is apart from it."""
+    here = found[index].frames[0]
+    return [(number, _compared(other, here)) for number, other in enumerate(found, 1) if number != index + 1]
 
 
 def candidates(frames: Sequence[Frame], issues: list[Issue]) -> list[Candidate]:
@@ -130,8 +134,7 @@ def candidates(frames: Sequence[Frame], issues: list[Issue]) -> list[Candidate]:
         raise Refusal("no image says where it lies in the patient", code="NO_GEOMETRY")
     groups = _groups(placed)
     groups.sort(key=lambda group: (-len(group), _digest(group)))
-    main, *others = sorted((candidate for group in groups for candidate in _candidates(group)), key=_rank)
-    return [replace(main, reason=("", "")), *(_compared(other, main.frames[0]) for other in others)]
+    return sorted((candidate for group in groups for candidate in _candidates(group)), key=_rank)
 
 
 def _compared(candidate: Candidate, main: Frame) -> Candidate:

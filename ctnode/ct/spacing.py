@@ -41,8 +41,8 @@ class Tolerances:
         A repaired stack has at most this many times the slices of its source (R15).
     common_percent
         Unequal gaps are made as small as this percentile of them (R15).
-    widest_mm, longest_mm
-        No scanner has a larger field of view or a longer table: such spacings are not believed.
+    widest_mm, longest_mm, finest_mm
+        No scanner has a larger field of view, a longer table, or smaller voxels: such spacings are not believed.
     """
 
     regularity_mm: float = 0.1
@@ -61,6 +61,7 @@ class Tolerances:
     common_percent: float = 10.0
     widest_mm: float = 2000.0
     longest_mm: float = 5000.0
+    finest_mm: float = 1e-4
 
 
 DEFAULT: Final = Tolerances()
@@ -124,7 +125,7 @@ def _with_missing(found: _Indices, gaps: FloatArray, step_mm: float, tolerances:
         or len(missing) > tolerances.missing_part * total
     )
     if is_large:
-        text = f"the largest hole is {hole} slices or {gaps.max():.1f} mm wide, too much to be measured"
+        text = f"{len(missing)} of {total} slices, {hole} in a row, {gaps.max():.1f} mm wide: too much to be measured"
         issues.append(Issue("INCOMPLETE", Severity.WARNING, text, missing))
     places: FloatArray = step_mm * np.arange(total, dtype=np.float64)
     return places, step_mm, issues

@@ -149,4 +149,4 @@ def _index(database: Database, layout: Layout) -> Iterator[Finding]:
     dead = counters.get("jobs.DEAD", 0)
     yield Finding("dead jobs", str(dead), not dead, "`ctnode jobs list --state DEAD`, then `ctnode jobs retry`")
     given_up = counters.get("deliveries.DEAD", 0)
-    yield Finding("deliveries given up", str(given_up), not given_up, "`ctnode series show UID` says why")
+    yield Finding("deliveries given up", str(given_up), not given_up, "`ctnode series why UID` says why")

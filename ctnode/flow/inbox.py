@@ -111,7 +111,7 @@ class Inbox:
         return sorted(ripe)[:BATCH]
 
     def _start(self, paths: list[Path]) -> None:
-        command = [sys.executable, "-m", "ctnode.flow.importing", "--root", str(self.config.root)]
+        command = [sys.executable, "-P", "-m", "ctnode.flow.importing", "--root", str(self.config.root)]
         answers = tempfile.TemporaryFile(dir=self.config.root / "run")  # noqa: SIM115 - read when the child has ended
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=answers, stderr=subprocess.DEVNULL)
         self._child = _Child(process, answers, paths)

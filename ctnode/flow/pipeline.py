@@ -20,7 +20,7 @@ import numpy as np
 from ctnode import __version__
 from ctnode.config import Outputs, Pipeline
 from ctnode.ct.grid import Grid, Volume
-from ctnode.ct.select import Candidate, candidates, remarks
+from ctnode.ct.select import Candidate, beside, candidates, remarks
 from ctnode.ct.source import Frame, read_frames
 from ctnode.ct.volume import build
 from ctnode.flow.job import Job, Run, noop
@@ -77,7 +77,7 @@ def process_frames(
         if index:
             run = _Run(job, list(general), index + 1)
         run.issues.extend(remarks(found, index, converted=wanted > 1))
-        run.others = [candidate for number, candidate in enumerate(found) if number != index]
+        run.others = [candidate for _, candidate in beside(found, index)]
         reports.append(_convert(run, found[index], digests))
     return reports
 
@@ -106,16 +106,17 @@ class _Run(Run):
 
     def refused(self, refusal: Refusal, digests: Sequence[str]) -> VolumeReport:
         self.issues.append(Issue(refusal.code, Severity.ERROR, str(refusal)))
+        number = 0 if refusal.code in _NO_VOLUME else self.number
         with self.step("write"):
             own = {
                 **self._provenance(VolumeStatus.REFUSED, self.issues),
+                "volume": number,
                 "input_digest": hashlib.sha256("\n".join(sorted(set(digests))).encode()).hexdigest(),
                 "source_images": len(digests),
             }
             write_json(self.path("ct.json"), {**_SOFTWARE, "ctnode": own})
             self._sync()
-        report = self._report(VolumeStatus.REFUSED, tuple(self.issues), LungStatus.NOT_RUN, ())
-        return report if refusal.code not in _NO_VOLUME else replace(report, volume=0)
+        return replace(self._report(VolumeStatus.REFUSED, tuple(self.issues), LungStatus.NOT_RUN, ()), volume=number)
 
     def results(self, volume: Volume, sources: int) -> VolumeReport:
         products = write_products(self, volume)

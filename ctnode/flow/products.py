@@ -181,10 +181,15 @@ def _write_lungs(run: Run, volume: Volume, lungs: Lungs, iso_grid: Grid | None) 
 
 
 def target_grid(grid: Grid, settings: Pipeline) -> Grid:
-    """Return the grid of ``ct_iso``: of ``size`` where there is one, else of ``spacing_mm``, for 0 the scan's own."""
-    from ctnode.ct.resample import isotropic_grid, sized_grid
+    """Return the grid of ``ct_iso``: of ``size`` where there is one, else of ``spacing_mm``, or the scan's own."""
+    from ctnode.ct.resample import isotropic_grid, sized_grid, spaced_grid
 
     if settings.size:
         columns, rows, slices = settings.size
         return sized_grid(grid, (slices, rows, columns))
-    return isotropic_grid(grid, settings.spacing_mm) if settings.spacing_mm else grid
+    if settings.spacing_mm == "keep":
+        return grid
+    if isinstance(settings.spacing_mm, tuple):
+        columns_mm, rows_mm, slices_mm = settings.spacing_mm
+        return spaced_grid(grid, (slices_mm, rows_mm, columns_mm))
+    return isotropic_grid(grid, settings.spacing_mm)

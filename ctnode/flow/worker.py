@@ -16,13 +16,13 @@ from typing import Any, Final
 
 import structlog
 
-from ctnode.archive import catalog, jobs, outbox, revisions
+from ctnode.archive import catalog, findings, jobs, outbox, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Target
 from ctnode.flow.publish import digest_of, prepare, publish
 from ctnode.ops import log
-from ctnode.ops.process import end_group, identity, is_alive, resident_bytes
+from ctnode.ops.process import end_group, identity, is_alive, resident_bytes_of_group
 from ctnode.ops.role import Role
 from ctnode.words import LostLease, VolumeStatus
 
@@ -173,7 +173,7 @@ class Worker:
                 self.role.report(job=lease.job_id, running_s=round(now - began, 1))
                 if self.role.stopping:
                     return _Outcome(None, is_drained=True)
-                if resident_bytes(child.process.pid) > limits.memory_mb << 20:
+                if resident_bytes_of_group(child.process.pid) > limits.memory_mb << 20:
                     return _Outcome(None, f"took more than {limits.memory_mb} MB of memory (worker.memory_mb)")
                 if now - began > limits.timeout_s:
                     return _Outcome(None, f"took longer than {limits.timeout_s:g} s (worker.timeout_s)")
@@ -195,6 +195,7 @@ class Worker:
             moved = publish(folder, final)
             if moved is not None:
                 aside.append(moved)
+            findings.record(self.database, revision_id, [findings.Finding.of_report(report) for report in reports])
             if is_newest:
                 outbox.post(self.database, revision_id, parcels)
 
@@ -223,7 +224,7 @@ class _Child:
     def __init__(self, order: dict[str, Any], run_directory: Path) -> None:
         self._answers = (run_directory / f"child-{os.getpid()}.out").open("w+b")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ctnode.flow.child"],
+            [sys.executable, "-P", "-m", "ctnode.flow.child"],
             stdin=subprocess.PIPE,
             stdout=self._answers,
             stderr=subprocess.DEVNULL,

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from ctnode.config import Outputs, Worker
-from ctnode.ops.process import end_group, resident_bytes
+from ctnode.ops.process import end_group, resident_bytes_of_group
 from ctnode.words import Issue, Refusal, Unavailable, VolumeReport
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Workshop:
     def _start(self) -> subprocess.Popen[bytes]:
         self._end()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "ctnode.flow.child", str(os.getpid()), self._wanted.model_dump_json()],
+            [sys.executable, "-P", "-m", "ctnode.flow.child", str(os.getpid()), self._wanted.model_dump_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -158,7 +158,7 @@ class Workshop:
                 self._check(child, time.monotonic() - began)
 
     def _check(self, child: subprocess.Popen[bytes], seconds: float) -> None:
-        if resident_bytes(child.pid) > self._limits.memory_mb << 20:
+        if resident_bytes_of_group(child.pid) > self._limits.memory_mb << 20:
             raise Refusal(
                 f"took more than {self._limits.memory_mb} MB of memory (worker.memory_mb)", code="OUT_OF_MEMORY"
             )

@@ -55,6 +55,33 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def resident_bytes_of_group(leader: int) -> int:
+    """Return the resident memory of a process and of all that it started, in bytes; shared pages count once.
+
+    Of the others only what is theirs alone counts: libraries and files that are mapped lie in memory once.
+    """
+    total = resident_bytes(leader)
+    waiting = _children(leader)
+    while waiting:
+        child = waiting.pop()
+        waiting += _children(child)
+        try:
+            fields = Path(f"/proc/{child}/statm").read_text(encoding="ascii").split()
+            total += (int(fields[1]) - int(fields[2])) * PAGE_BYTES
+        except (OSError, IndexError, ValueError):  # it has ended meanwhile
+            continue
+    return total
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        # A process may be started by any thread.
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text(encoding="ascii").split()]
+    except (OSError, ValueError):
+        return []
+
+
 def peak_bytes() -> int:
     """Return the largest resident memory of this process since its start, or since ``reset_peak``."""
     try:

@@ -147,6 +147,9 @@ def test_whole_chest_becomes_results(node: Node, tmp_path: Path, files_of: Any) 
     assert shown["state"] == "DONE"
     assert [link["calling_ae"] for link in shown["associations"]] == ["STORESCU"]
     assert [job["state"] for job in shown["jobs"]] == ["DONE"]
+    (revision,) = node.json("series", "why", uid)["revisions"]
+    sidecar = json.loads((Path(revision["results"]) / "ct.json").read_text())["ctnode"]
+    assert [(volume["status"], volume["issues"]) for volume in revision["volumes"]] == [("EXACT", sidecar["issues"])]
 
 
 def test_two_senders_interleave_one_series(node: Node, chest: list[Path], tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def node(ctnode: Run, tmp_path: Path) -> Iterator[Root]:
 
 READING = [
     ("status",), ("status", "--json"), ("series", "list"), ("series", "list", "--json"), ("series", "show", SERIES),
-    ("jobs", "list"), ("jobs", "list", "--json"),
+    ("series", "why", SERIES), ("jobs", "list"), ("jobs", "list", "--json"),
 ]  # fmt: skip
 WRITING = [
     ("series", "requeue", SERIES), ("jobs", "retry", "1"), ("jobs", "cancel", "1"), ("rebuild-index",),

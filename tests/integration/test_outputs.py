@@ -59,7 +59,8 @@ def test_lungs_without_the_resampled_ones(files, tmp_path):
     ("pipeline", "shape", "zooms"),
     [
         ({"spacing_mm": 4}, (96, 96, 80), (4, 4, 4)),
-        ({"spacing_mm": 0}, (96, 96, 40), (4, 4, 8)),
+        ({"spacing_mm": "keep"}, (96, 96, 40), (4, 4, 8)),
+        ({"spacing_mm": [6, 8, 5]}, (64, 48, 64), (6, 8, 5)),
         ({"size": [48, 32, 20]}, (48, 32, 20), (8, 12, 16)),
         ({"spacing_mm": 4, "interpolation": "cubic", "labels": "one-hot"}, (96, 96, 80), (4, 4, 4)),
     ],
@@ -163,7 +164,11 @@ def test_outputs_that_make_no_sense(wrong):
         Outputs(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"spacing_mm": 0.1}, {"spacing_mm": -1}, {"size": [1, 2]}, {"size": [0, 2, 3]}])
+@pytest.mark.parametrize("wrong", [
+    {"spacing_mm": 0.1}, {"spacing_mm": -1}, {"spacing_mm": 0}, {"spacing_mm": 21}, {"spacing_mm": float("nan")},
+    {"spacing_mm": True}, {"spacing_mm": "1"}, {"spacing_mm": "kept"}, {"spacing_mm": [1, 1]},
+    {"spacing_mm": [1, 1, 0]}, {"spacing_mm": None}, {"size": [1, 2]}, {"size": [0, 2, 3]},
+])  # fmt: skip
 def test_grids_that_make_no_sense(wrong):
     with pytest.raises(ValidationError):
         Pipeline(**wrong)

@@ -376,7 +376,14 @@ def test_a_scale_that_is_not_that_of_hounsfield_units_is_suspect(chest_files, tm
 
 
 @pytest.mark.parametrize(
-    "name", ["tilt_with_unequal_spacing", "enhanced_with_two_times", "a_slice_twice", "two_kernels"]
+    "name",
+    [
+        "tilt_with_unequal_spacing",
+        "enhanced_with_two_times",
+        "a_slice_twice",
+        "two_kernels",
+        "two_passes_just_beside_each_other",
+    ],
 )
 def test_repaired_and_multiframe_volumes_do_not_depend_on_order_either(tmp_path, name):
     from tests.adversarial import CASES

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from ctnode.config import Config
 from ctnode.flow.offline import process
 from ctnode.flow.workshop import Workshop
+from ctnode.ops.process import end_group, resident_bytes, resident_bytes_of_group
 from ctnode.words import VolumeStatus
 from tests.phantom_series import SERIES, grid, write_ramp
 
@@ -69,3 +72,18 @@ def test_a_child_that_died_while_nothing_was_to_do_is_replaced(two_series, tmp_p
             os.kill(workshop._child.pid, signal.SIGKILL)
 
     assert [one.status for one in run(two_series, tmp_path / "out", Config(), on_progress)] == [VolumeStatus.EXACT] * 2
+
+
+def test_the_memory_of_a_job_is_that_of_its_helpers_too():
+    hog = "import time; held = bytes(range(256)) * 250_000; print(flush=True); time.sleep(60)"
+    starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hog!r}])"
+    job = subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert job.stdout is not None
+        job.stdout.readline()
+        assert resident_bytes(job.pid) < 60_000_000
+        assert 64_000_000 < resident_bytes_of_group(job.pid) < 120_000_000
+    finally:
+        end_group(job.pid)
+        job.communicate()
+    assert resident_bytes_of_group(job.pid) == 0

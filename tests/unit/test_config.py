@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ctnode import config as configuration
-from ctnode.config import RELOADABLE, Config, diff, document, explain, load, reloaded, require_root
+from ctnode.config import RELOADABLE, Config, diff, document, explain, from_words, load, reloaded, require_root
 from ctnode.config.models import KEYS, Peer, Target
 from ctnode.words import ConfigError, Unavailable
 
@@ -171,6 +171,34 @@ def test_variables_of_tests_and_the_files_own_are_passed_over(tmp_path: Path) ->
 
 
 # ------------------------------------------------------------------------------------ files and precedence
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("pipeline.spacing_mm=keep", "spacing_mm", "keep"), ("pipeline.spacing_mm=0.8", "spacing_mm", 0.8),
+        ("pipeline.spacing_mm=[1, 1, 2]", "spacing_mm", (1.0, 1.0, 2.0)),
+        ("pipeline.size=[256,256,128]", "size", (256, 256, 128)),
+        ("pipeline.volumes=all", "volumes", "all"),
+    ],
+)  # fmt: skip
+def test_words_of_the_command_line(word: str, key: str, value: object) -> None:
+    environment = {"CTNODE_PIPELINE__SPACING_MM": "keep", "CTNODE_PIPELINE__SIZE": "[1, 2, 3]"}
+    config = load(environment=environment, overrides=from_words([word])).config
+    assert getattr(config.pipeline, key) == value
+    assert load(environment=environment).config.pipeline.spacing_mm == "keep"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("pipeline.spacing=1", "pipeline.spacing_mm"), ("pipeline=1", "SECTION"), ("keep", ""),
+     ("peers.host=a", "no such key"),
+     ("pipeline.spacing_mm=kept", "no number"), ("outputs.png16=yes", "no number")],
+)  # fmt: skip
+def test_words_that_are_none(word: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_words([word])
+    assert said in f"{caught.value.message} {caught.value.hint}"
 
 
 def test_command_line_before_environment_before_file_before_default(tmp_path: Path) -> None:

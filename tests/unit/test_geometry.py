@@ -110,7 +110,7 @@ def test_a_slice_alone_is_as_thick_as_it_says():
     assert codes(found) == ["SINGLE_SLICE"]
     assert found.grid.shape == (1, 4, 5)
     assert found.grid.spacing_mm[0] == 5.0
-    for thickness in (None, 0.0, -1.0, float("nan")):
+    for thickness in (None, 0.0, -1.0, 1e-30, float("nan")):
         assert refusal_of(stack([7]), thickness_mm=thickness).code == "SINGLE_SLICE"
 
 
@@ -118,10 +118,11 @@ def test_thickness_is_no_spacing():
     assert arrange(stack([0, 1, 2, 3]), thickness_mm=5.0).grid.spacing_mm[0] == 1.0
 
 
-@pytest.mark.parametrize("spacing", [(0.0, 1.0), (-1.0, 1.0), (1.0, 1e6)])
+@pytest.mark.parametrize("spacing", [(0.0, 1.0), (-1.0, 1.0), (1.0, 1e6), (1.0, 1e-30)])
 def test_spacings_that_no_scanner_has_are_refused(spacing):
     assert refusal_of(stack([0, 1, 2]), spacing=spacing).code == "BAD_SPACING"
     assert refusal_of(stack([0, 1e6, 2e6])).code == "BAD_SPACING"
+    assert refusal_of(stack([0, 1e-30, 2e-30])).code == "BAD_SPACING"
 
 
 @pytest.mark.parametrize("degrees", [0.2, 2.0, -15.0, 30.0])

@@ -127,6 +127,41 @@ def test_two_acquisitions_of_the_same_positions_are_told_apart():
     assert "a0" in issues["OTHER_ACQUISITION"].action
 
 
+def test_passes_that_lie_between_each_other_are_told_apart():
+    first = stack(8, "a", discriminators=acquisition(1))
+    second = [frame(sop_uid=f"b{k}", position_mm=(0, 0, 2.0 * k + 1), discriminators=acquisition(2)) for k in range(7)]
+    chosen, issues = choose([*first, *second])
+    assert chosen == names(first)
+    assert "AcquisitionNumber 2" in issues["OTHER_ACQUISITION"].action
+
+
+def test_times_alone_do_not_part_an_even_stack():
+    """Two writers at work: every second image has another time, and all of them are one stack."""
+    times = [(*("",) * (len(DISCRIMINATORS) - 1), f"12000{k % 2}") for k in range(12)]
+    one = [frame(sop_uid=f"s{k}", position_mm=(0, 0, 2.0 * k), discriminators=times[k]) for k in range(12)]
+    assert choose(one) == (names(one), {})
+
+
+@pytest.mark.parametrize("beyond", [13, 8])
+def test_passes_that_follow_each_other_are_one_volume(beyond):
+    first = stack(12, "a", discriminators=acquisition(1))
+    second = [
+        frame(sop_uid=f"b{k}", position_mm=(0, 0, 2.0 * (beyond + k) + 0.7), discriminators=acquisition(2))
+        for k in range(12)
+    ]
+    chosen, issues = choose([*first, *second])
+    assert chosen == names(first) | names(second)
+    assert "OTHER_ACQUISITION" not in issues
+
+
+def test_one_phase_after_the_other_is_decoded_once(monkeypatch):
+    decoded = []
+    monkeypatch.setattr(repeats, "stored_values", lambda one: np.array([decoded.append(one) or hash(one.sop_uid[0])]))
+    phases = [stack(6, name, discriminators=acquisition(number)) for number, name in enumerate("abcdefgh")]
+    choose([one for phase in phases for one in phase])
+    assert len(decoded) == 2
+
+
 def test_acquisition_numbers_that_only_count_along_are_one_volume():
     steps = [frame(sop_uid=f"s{k}", position_mm=(0, 0, 2.0 * k), discriminators=acquisition(k // 2)) for k in range(6)]
     assert choose(steps) == (names(steps), {})
@@ -208,12 +243,21 @@ def test_every_volume_is_listed_the_largest_valid_one_first():
     assert [(len(one.frames), one.refusal.code if one.refusal else None) for one in found] == [
         (6, None), (20, "CURVED"), (3, None)
     ]  # fmt: skip
-    assert found[0].as_json() == {
-        "images": 6, "shape_zyx": [6, 4, 4], "spacing_zyx_mm": [2.0, 1.0, 1.0], "code": "", "reason": "",
-        "refused": None,
+    ((_, main), (number, small)) = select.beside(found, 1)
+    assert main.as_json() == {
+        "images": 6, "shape_zyx": [6, 4, 4], "spacing_zyx_mm": [2.0, 1.0, 1.0], "code": "OTHER_GROUP",
+        "reason": "another matrix", "refused": None,
     }  # fmt: skip
-    assert "matrix" in found[1].words
-    assert "CURVED" in found[1].words
+    assert (number, small.reason) == (3, ("OTHER_GROUP", "another matrix"))
+    assert "CURVED" in select.beside(found, 0)[0][1].words
+
+
+def test_a_volume_that_is_not_the_main_one_says_what_tells_the_main_one_apart():
+    found = everything([*stack(7, "a", discriminators=acquisition(1)), *stack(6, "b", discriminators=acquisition(2))])
+    (issue,) = select.remarks(found, 1, converted=True)
+    assert issue.code == "OTHER_ACQUISITION"
+    assert "volume 1 of this series" in issue.action
+    assert "AcquisitionNumber 1" in issue.action
 
 
 def test_a_series_of_one_invalid_group_and_a_handful_is_refused():
