@@ -136,7 +136,7 @@ def _site(folder: Path, title: str, more: str) -> _Site:
 def _running(site: _Site, role: str) -> Iterator[None]:
     """Run a command of ctnode for the time of the block; its log goes to a file beside its configuration."""
     with (site.folder / f"{role}.log").open("wb") as log_file:
-        command = [sys.executable, "-m", "ctnode", "--config", str(site.config_file), role]
+        command = [sys.executable, "-P", "-m", "ctnode", "--config", str(site.config_file), role]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file)
         try:
             yield

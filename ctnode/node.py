@@ -169,7 +169,7 @@ class Node:
 
     def _command(self, name: str) -> Sequence[str]:
         chosen = ["--config", str(self.config_file)] if self.config_file is not None else []
-        return [sys.executable, "-m", "ctnode", *chosen, name]
+        return [sys.executable, "-P", "-m", "ctnode", *chosen, name]
 
     def _tend(self, member: _Member) -> None:
         """Start a role that is down and due; note how one ended."""

@@ -86,7 +86,7 @@ class Child:
         self.started_s = time.monotonic()
         self.end, theirs = channel.make_channel()
         environment = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
-        command = [sys.executable, "-m", "ctnode.wire.receiver", "--control", str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", "ctnode.wire.receiver", "--control", str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(
                 [*command, "--parent", str(os.getpid())], pass_fds=[theirs.fileno()], env=environment
