@@ -12,12 +12,16 @@ import pytest
 
 from ctnode.archive.suspect import MARK_NAME, mark
 from tests.acceptance.test_crash_points import injected
-from tests.harness import Node
+from tests.harness import Node, sha256
 from tests.wire_peers import ASSOCIATE_AC, ASSOCIATE_RJ, STANDARD, RawPeer, associate_rq, data_set, uid
 from tests.wire_roles import ReceiveRole, receive_role, wait_until
 
 pytestmark = pytest.mark.acceptance
 
+needs_strace = pytest.mark.skipif(
+    shutil.which("strace") is None or os.geteuid() != 0,
+    reason="strace is not installed (Debian package strace), or may not attach: it needs root",
+)
 CONGESTED = (ASSOCIATE_RJ, bytes([0, 2, 3, 1]))
 
 
@@ -41,8 +45,7 @@ def receivers(role: ReceiveRole) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed (Debian package strace)")
-@pytest.mark.skipif(os.geteuid() != 0, reason="strace attaches to processes of others as root only")
+@needs_strace
 def test_one_receiver_that_meets_it_stops_all_even_where_the_mark_cannot_be_written(tmp_path: Path) -> None:
     with receive_role(tmp_path, **{"receiver.processes": 2}) as role:
         port = role.wait_ready()
@@ -64,8 +67,13 @@ def test_one_receiver_that_meets_it_stops_all_even_where_the_mark_cannot_be_writ
             assert not (role.root / "run" / MARK_NAME).exists()
             for peer, number in ((first, 5), (second, 6)):
                 assert peer.store(uid(number), data_set(uid(number))).status == 0xA700
-        assert "a sync failed: Input/output error" in role.log.read_text()
-        assert "storage takes nothing" in role.log.read_text()
+        told = {
+            line["event"]: line["error"]
+            for line in map(json.loads, role.log.read_text().splitlines())
+            if "error" in line
+        }
+        for event in ("storage is suspect", "storage takes nothing"):
+            assert "a sync failed: Input/output error" in told[event]
         # New receivers are told as well.
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -93,6 +101,22 @@ def test_a_mark_of_another_role_counts_until_a_restart(tmp_path: Path) -> None:
         wait_until(lambda: seen.add(role.report()["at"]) or len(seen) > 2, "two more rounds")  # type: ignore[func-returns-value]
         assert answer(port) == CONGESTED
         assert "a sync of the index failed" in role.counters()["storage"]
+
+
+@needs_strace
+def test_a_sync_of_the_keeper_that_fails_counts_as_well(tmp_path: Path) -> None:
+    with Node(tmp_path / "node") as node:
+        (keeper,) = node.roles()["keep"]
+        # Of the index as of the folders of the store; once.
+        with injected(keeper, "fsync,fdatasync:error=EIO:when=1", tmp_path / "strace"), RawPeer(node.port) as peer:
+            peer.associate()
+            assert peer.store(uid(1), data_set(uid(1))).status == 0
+            node.wait_for(lambda: answer(node.port) == CONGESTED, "the refusal")
+            assert peer.store(uid(2), data_set(uid(2))).status == 0xA700
+        assert "the keeper met" in json.loads((node.root / "run" / MARK_NAME).read_text())["reason"]
+        # What was acknowledged is settled all the same.
+        node.wait_settled()
+        node.check_promises({uid(1): sha256(data_set(uid(1)))})
 
 
 def test_a_node_with_a_mark_starts_goes_on_and_says_so(tmp_path: Path) -> None:
