@@ -372,7 +372,7 @@ class Node:
         """Return what the living descendants of the supervisor last wrote about themselves."""
         alive = {self.pid, *descendants(self.pid)}
         found = []
-        for file in sorted((self.root / "run").glob("*-*.json")):
+        for file in sorted((self.root / "run").glob("*-[0-9]*.json")):
             with suppress(OSError, ValueError):
                 report = json.loads(file.read_text(encoding="utf-8"))
                 if report["pid"] in alive:

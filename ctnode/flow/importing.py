@@ -29,7 +29,7 @@ from ctnode.archive.incoming import HEAD_BYTES
 from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened
 from ctnode.archive.spool import Journal, Spool
-from ctnode.archive.suspect import mark
+from ctnode.archive.suspect import mark, marked
 from ctnode.flow.unpack import is_part10
 from ctnode.ops.durable import fsync_directory
 from ctnode.words import BadInstance, StorageError
@@ -75,6 +75,8 @@ def import_paths(layout: Layout, paths: Iterable[Path], *, door: str) -> Iterato
     """
     address = f"file:{door}"
     spool = Spool(layout.incoming, on_suspect=lambda reason: mark(layout.run, reason))
+    # What one process has met holds for all: only a restart of the receiver tries the disk anew.
+    spool.suspect = marked(layout.run)
     with (
         closing(Doorbell(layout.run)) as bell,
         spool.open_association(Opened(door, "", "", address, address)) as journal,

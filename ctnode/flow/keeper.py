@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sqlite3
 import time
@@ -18,6 +19,7 @@ from ctnode.archive.doorbell import GATHER_S, open_doorbell
 from ctnode.archive.index import Index
 from ctnode.archive.layout import Layout
 from ctnode.archive.settle import Scan, Settler
+from ctnode.archive.suspect import mark, marked
 from ctnode.config import Config
 from ctnode.flow.completion import quiet_seconds
 from ctnode.flow.inbox import Inbox
@@ -30,6 +32,7 @@ from ctnode.wire.peers import CachedResolver, find_peer
 IDLE_SCAN_S: Final = 1.0
 RETRY_S: Final = 1.0
 NETWORK: Final = "network"
+_SYNC_FAULTS: Final = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"})
 
 Reload = Callable[[], Config]
 
@@ -68,6 +71,8 @@ class Keeper:
         self._resolver = CachedResolver()
         self._seen_version = -1
         self._has_missed = False
+        # Why the storage is not to be trusted any more, as long as nobody else knows.
+        self._distrust = ""
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def _quiet_s(self, association: Association, revision: int) -> float:
@@ -107,6 +112,10 @@ class Keeper:
 
     def _turn(self) -> None:
         """Do all that is to do now; a storage that fails is tried again a little later."""
+        if self._distrust:
+            # Until it is written down: the mark is all that the receivers hear of it.
+            mark(self.layout.run, self._distrust)
+            self._distrust = "" if marked(self.layout.run) else self._distrust
         if self.role.reload_wanted:
             self.role.reload_wanted = False
             self.config = self.inbox.config = self.reload()
@@ -126,6 +135,9 @@ class Keeper:
             self.database.connection.rollback()
             self._has_missed = True
             self._log.error("keeper cannot work now", error=type(error).__name__, reason=_without_path(error))
+            if _is_fault_of_disk(error):
+                # The next sync may succeed without what this one has lost (see archive.suspect).
+                self._distrust = f"storage is suspect: the keeper met {_without_path(error)}"
             self.role.report(errors=int(str(self.role.counters.get("errors", 0))) + 1)
             self.role.wait(RETRY_S)
 
@@ -210,6 +222,13 @@ def _drain(bell: socket.socket) -> None:
             pass
     except BlockingIOError:
         return
+
+
+def _is_fault_of_disk(error: OSError | sqlite3.Error) -> bool:
+    """Return whether the disk failed, and is not only full or busy."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EIO
+    return str(getattr(error, "sqlite_errorname", "")) in _SYNC_FAULTS
 
 
 def _without_path(error: Exception) -> str:

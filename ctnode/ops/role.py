@@ -210,26 +210,33 @@ def read_reports(run_directory: Path) -> tuple[RoleReport, ...]:
     return tuple(sorted(_living_reports(run_directory), key=lambda report: (report.started, report.role, report.pid)))
 
 
-def _living_reports(run_directory: Path) -> Iterable[RoleReport]:
+def _report_files(run_directory: Path) -> Iterable[tuple[Path, int]]:
+    """Yield the report files and the processes they are of; other files in ``run/`` are no reports."""
     for file in run_directory.glob("*-*.json"):
+        pid = file.stem.rpartition("-")[2]
+        if pid.isdigit():
+            yield file, int(pid)
+
+
+def _living_reports(run_directory: Path) -> Iterable[RoleReport]:
+    for file, pid in _report_files(run_directory):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             age_s = time.time() - file.stat().st_mtime
         except (OSError, ValueError):
             # Replaced or removed between listing and reading.
             continue
-        if exists(content["pid"]):
+        if exists(pid):
             yield RoleReport(
-                content["role"], content["pid"], content["state"], content["started"], age_s, content["config"],
+                content["role"], pid, content["state"], content["started"], age_s, content["config"],
                 content["counters"],
             )  # fmt: skip
 
 
 def sweep_reports(run_directory: Path) -> None:
     """Remove the report files of processes that died without doing so."""
-    for file in run_directory.glob("*-*.json"):
-        pid = file.stem.rpartition("-")[2]
-        if pid.isdigit() and not exists(int(pid)):
+    for file, pid in _report_files(run_directory):
+        if not exists(pid):
             file.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from ctnode.config import Target
 from ctnode.wire.sender import Destination, Outcome, echo, send
 from tests.acceptance.test_wire_dcmtk import stored, write_slice
 from tests.certificates import Authority, Issued
+from tests.pdu_writer import TLS_HELLO
 from tests.wire_peers import ASSOCIATE_AC, PATIENCE_S, STANDARD, RawPeer, associate_rq, data_set, uid
 from tests.wire_roles import ReceiveRole, dcmtk, receive_role, run_tool, wait_until
 
@@ -176,6 +178,9 @@ def test_a_silent_peer_hurts_only_itself(
         role.wait_ready()
         silent = [RawPeer(tls_port(role)) for _ in range(20)]
         try:
+            for peer in silent[10:]:
+                # A hello that is begun and never ended has no more time than none.
+                peer.send(TLS_HELLO[:20])
             with client(tls_port(role), authority, scanner) as peer:
                 peer.associate()
                 assert peer.store(uid(1), data_set(uid(1), pixels=os.urandom(400_000))).status == 0
@@ -185,6 +190,15 @@ def test_a_silent_peer_hurts_only_itself(
             for peer in silent:
                 peer.socket.close()
         wait_until(lambda: role.counters()["associations"]["open"] == 0, "the silent ones to be gone")
+        wait_until(lambda: role.counters()["cut"], "the counters")
+        assert role.counters()["cut"] == {"tls: the peer does not end the handshake": 20}
+        assert role.counters()["ended"]["unnegotiated"] == 20
+        assert not list((role.root / "incoming").glob("*/*.part"))
+        assert "Traceback" not in role.log.read_text()
+    told = [
+        line for line in map(json.loads, role.log.read_text().splitlines()) if "without an association" in line["event"]
+    ]
+    assert [(line["address"], line["count"]) for line in told] == [("127.0.0.1", 20)]
 
 
 def test_a_certificate_is_renewed_without_dropping_an_association(
@@ -341,3 +355,28 @@ def test_a_target_that_cannot_prove_itself_gets_nothing(
         (result,) = send(target(port, authority, node_files), "CTNODE", [source], PATIENCE_S)
         assert result.outcome is Outcome.RETRY
         assert "unable to get local issuer certificate" in result.comment
+
+
+@pytest.mark.parametrize(("option", "is_called"), [("-tls1_1", False), ("-tls1_2", True)], ids=["1.1", "1.2"])
+def test_a_target_with_an_old_version_gets_nothing(
+    tmp_path: Path, authority: Authority, node_files: Issued, option: str, *, is_called: bool
+) -> None:
+    openssl = shutil.which("openssl")
+    assert openssl is not None
+    issued = authority.issue("pacs")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (tmp_path / "told").open("wb") as told:
+        process = subprocess.Popen(
+            [openssl, "s_server", "-accept", f"127.0.0.1:{port}", option, "-cipher", "ALL@SECLEVEL=0", "-cert",
+             issued.certificate, "-key", issued.key, "-msg"],
+            stdin=subprocess.PIPE, stdout=told, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        wait_until(lambda: b"ACCEPT" in (tmp_path / "told").read_bytes(), "the server")
+        # It speaks no DICOM: whether it was spoken to is told by what came through TLS.
+        assert not echo(target(port, authority, node_files), "CTNODE", 2.0).ok
+    finally:
+        process.kill()
+        process.communicate()
+    assert (b"Finished" in (tmp_path / "told").read_bytes()) is is_called

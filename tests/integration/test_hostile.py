@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import os
@@ -20,6 +21,7 @@ from structlog.testing import capture_logs
 
 from ctnode.config import Config
 from ctnode.config import Receiver as ReceiverKeys
+from ctnode.wire import stream
 from ctnode.wire.knocks import INTERVAL_S
 from tests.pdu_writer import (
     APPLICATION,
@@ -410,6 +412,37 @@ def test_half_open_connections_are_noticed_by_the_kernel(node: Watched) -> None:
         probing_s += connection.getsockopt(tcp, socket.TCP_KEEPINTVL) * connection.getsockopt(tcp, socket.TCP_KEEPCNT)
         assert 0 < probing_s <= 90
         assert 0 < connection.getsockopt(tcp, socket.TCP_USER_TIMEOUT) <= 90_000
+
+
+SO_ATTACH_FILTER = 26
+
+
+def vanish(peer: RawPeer) -> None:
+    """Make the peer's kernel deaf to the connection, without a word to the other side: a cable that is pulled."""
+    accept_nothing = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(accept_nothing))
+    peer.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+@pytest.mark.parametrize("has_data_under_way", [False, True], ids=["keep-alive", "user time-out"])
+def test_a_half_open_connection_ends_long_before_its_idle_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_data_under_way: bool
+) -> None:
+    for name, value in {"KEEPALIVE_IDLE_S": 1, "KEEPALIVE_INTERVAL_S": 1, "KEEPALIVE_PROBES": 2}.items():
+        monkeypatch.setattr(stream, name, value)
+    monkeypatch.setattr(stream, "USER_TIMEOUT_MS", 2000)
+    with watched(tmp_path, ReceiverKeys(idle_timeout_s=600.0, pdu_timeout_s=600.0)) as node, associated(node) as peer:
+        begun = pdu(P_DATA, pdv(3, 3, store_command(uid(5).encode())) + pdv(3, 0, data_set(uid(5))))
+        if has_data_under_way:
+            # An answer that nobody confirms.
+            vanish(peer)
+            peer.send(peer.store_bytes(uid(5).encode(), data_set(uid(5))))
+        else:
+            peer.send(begun)
+            wait_until(lambda: node.wait_started(2).dul.assembler.in_message, "the data set to have begun")  # type: ignore[union-attr]
+            vanish(peer)
+        node.wait_ended(1)
+        assert only_line(node)["state"] == "lost"
 
 
 def reset(peer: RawPeer) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ctnode.archive.header import read_header, read_meta
 from ctnode.archive.layout import Layout
+from ctnode.archive.suspect import clear_by_probe, mark
 from ctnode.flow import importing
 from ctnode.flow.importing import Outcome, import_paths
 from ctnode.words import StorageError
@@ -158,6 +159,18 @@ def test_storage_that_takes_no_more_ends_the_import(
 
 
 # --------------------------------------------------------------------------------------------------- zips
+
+
+def test_nothing_comes_in_while_the_storage_is_suspect(layout: Layout, tmp_path: Path) -> None:
+    file = tmp_path / "a.dcm"
+    file.write_bytes(part10(Image("1.2.3.1.7")))
+    mark(layout.run, "storage is suspect: a sync failed")
+    with pytest.raises(StorageError, match="a sync failed"):
+        outcomes(layout, file)
+    assert "a sync failed" in str(run_child(layout, file)[-1]["retry"])
+    assert file.exists()
+    assert clear_by_probe(layout) == ""
+    assert outcomes(layout, file) == {"a.dcm": "imported"}
 
 
 def zipped(place: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
