@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -102,6 +103,12 @@ def test_a_child_that_is_killed_is_replaced_and_what_it_acknowledged_is_there(tm
         assert role.counters()["receivers"] != [child]
 
 
+def drains_since(role: ReceiveRole) -> list[str]:
+    """Return when each child that drains last wrote its report."""
+    reports = [json.loads(file.read_text()) for file in (role.root / "run").glob("receiver-*.json")]
+    return [report["at"] for report in reports if report["state"] == "draining"]
+
+
 def test_drain_lets_an_association_finish_and_takes_no_new_one(tmp_path: Path) -> None:
     with receive_role(tmp_path) as role:
         port = role.wait_ready()
@@ -111,6 +118,9 @@ def test_drain_lets_an_association_finish_and_takes_no_new_one(tmp_path: Path) -
             wait_until(lambda: role.report().get("state") == "draining", "the drain")
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+            # The child has begun as well, and has gone on for a while.
+            seen: set[str] = set()
+            wait_until(lambda: seen.update(drains_since(role)) or len(seen) > 1, "the drain of the child")  # type: ignore[func-returns-value]
             assert peer.store(uid(5), data_set(uid(5))).status == 0
             peer.release()
         assert role.wait_exit() == 0
