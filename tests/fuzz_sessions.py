@@ -351,9 +351,9 @@ class Run:
         self._port = self._role.wait_ready()
         (self._child,) = wait_until(lambda: self._role.counters().get("receivers"), "the receiver")
         self._next = 0
-        # By port of the peer: the journal tells whose it is.
-        self._owner: dict[Path, int] = {}
-        self._expected: dict[int, set[str]] = {}
+        # By address and port of the peer: the journal tells whose it is.
+        self._owner: dict[Path, str] = {}
+        self._expected: dict[str, set[str]] = {}
         self._lock = threading.Lock()
 
     def sessions(self, count: int, *, until_s: float = 0.0) -> None:
@@ -370,17 +370,19 @@ class Run:
         session = fuzzed_session(self.seed, number)
         for name in session.mutations or ["none"]:
             self.counts[name] += 1
-        with RawPeer(self._port) as peer:
-            own_port = peer.socket.getsockname()[1]
+        # Each from an address of its own: who knocks too often without asking for anything is made to wait.
+        source = f"127.{1 + number // 62500 % 250}.{number // 250 % 250}.{1 + number % 250}"
+        with RawPeer(self._port, source=source) as peer:
+            own_address = "{}:{}".format(*peer.socket.getsockname())
             with self._lock:
                 # A port comes back: the journal of a session that was reset may still be there under it.
-                self._expected.setdefault(own_port, set()).update(data_sets(session.sent))
+                self._expected.setdefault(own_address, set()).update(data_sets(session.sent))
             answers = self._talk(peer, session, number)
             if answers is None:
                 return
         acks = acknowledged(answers)
         self.counts["acknowledged"] += acks.total()
-        kept = self._settle(own_port)
+        kept = self._settle(own_address)
         if missing := acks - kept:
             raise Wrong(f"acknowledged but not kept: {sorted(missing)}")
         if session.is_valid and acks.total() != session.stores:
@@ -412,19 +414,19 @@ class Run:
             raise Wrong("the node neither answers nor closes") from None
         return bytes(answers)
 
-    def _settle(self, own_port: int) -> Counter[str]:
+    def _settle(self, own_address: str) -> Counter[str]:
         """Check the journals of a session that is over, and remove them."""
         kept: Counter[str] = Counter()
-        for folder in self._folders_of(own_port):
+        for folder in self._folders_of(own_address):
             # A peer that is gone is not told when its journal is written: there is nothing to wait for but that.
             wait_until(lambda folder=folder: '"what": "closed"' in (folder / JOURNAL_NAME).read_text(), "the journal")
             with self._lock:
-                kept += self._check(folder, self._expected[own_port])
+                kept += self._check(folder, self._expected[own_address])
                 shutil.rmtree(folder)
                 del self._owner[folder]
         return kept
 
-    def _folders_of(self, own_port: int) -> list[Path]:
+    def _folders_of(self, own_address: str) -> list[Path]:
         with self._lock:
             for folder in set(self._incoming.iterdir()) - self._owner.keys():
                 try:
@@ -432,8 +434,8 @@ class Run:
                 except (OSError, ValueError):
                     # Of a session that is just beginning.
                     continue
-                self._owner[folder] = int(first["peer_address"].rpartition(":")[2])
-            return [folder for folder, port in self._owner.items() if port == own_port]
+                self._owner[folder] = first["peer_address"]
+            return [folder for folder, owner in self._owner.items() if owner == own_address]
 
     def _check(self, folder: Path, expected: set[str]) -> Counter[str]:
         kept: Counter[str] = Counter()
