@@ -95,9 +95,11 @@ class Incoming:
             self._filled += count
             start += count
             if self._filled == PIECE_BYTES:
-                self._hash_piece()
+                # The disk is at work while the piece is hashed.
                 self._write_piece()
                 self._start_writing_out()
+                self._hash_piece()
+                self._next_piece()
 
     def commit(self) -> Kept:
         """Check the UIDs, make the file durable under its name, and return it.
@@ -120,6 +122,7 @@ class Incoming:
             self._write_piece()
             if not is_small:
                 os.pwrite(self._file, digest, self._digest_at)
+            crash_point("spool.before-check")
             uids = self._check_uids()
             crash_point("spool.before-fsync")
             spool.sync(sync_data, self._file)
@@ -168,6 +171,8 @@ class Incoming:
             self.discard()
             raise storage_error(error) from error
         self._written += self._filled
+
+    def _next_piece(self) -> None:
         self._filled = self._hashed = 0
         self._is_first = False
 

@@ -31,7 +31,7 @@ from typing import Final, Self
 from ctnode.archive.incoming import PIECE_BYTES, Incoming, close_quietly, storage_error
 from ctnode.archive.layout import require_keepable
 from ctnode.archive.part10 import MetaTemplate, Opened
-from ctnode.ops.durable import sync, sync_data
+from ctnode.ops.durable import crash_point, sync, sync_data
 from ctnode.words import StorageError
 
 JOURNAL_NAME: Final = "association.jsonl"
@@ -121,6 +121,7 @@ class Spool:
         """
         self.check_trust()
         self.check_room()
+        crash_point("spool.before-journal")
         return Journal(self, opened)
 
 
@@ -176,6 +177,7 @@ class Journal:
         require_keepable(sop_class, "SOP Class UID")
         self.spool.check_trust()
         self._make_durable()
+        crash_point("spool.before-part")
         self._sequence += 1
         if self._buffer is None:
             self._buffer = memoryview(bytearray(PIECE_BYTES))

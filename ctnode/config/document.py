@@ -23,6 +23,7 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {
         "max_pdu": 131072,
         "max_object_mb": 1024,
         "idle_timeout_s": 300.0,
+        "pdu_timeout_s": 300.0,
         "quiet_s": 5.0,
     },
     "targets": {

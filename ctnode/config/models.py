@@ -243,6 +243,9 @@ class Peer(_Section):
     idle_timeout_s: Seconds | None = Field(
         None, description="seconds its associations may be silent; default: that of [receiver]"
     )
+    pdu_timeout_s: Seconds | None = Field(
+        None, description="seconds one of its PDUs may take; default: that of [receiver]"
+    )
     quiet_s: Seconds | None = Field(
         None, description="quiet time of series from this peer; default: that of [completion]"
     )

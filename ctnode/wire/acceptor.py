@@ -143,7 +143,8 @@ class _Acceptor:
         self._watch_listeners()
         for descriptor in self._listeners.keys() & ready if self._accepting else ():
             self._accept(self._listeners[descriptor])
-        for held in self._pacing.due():
+        # Those that are due wait on while nobody serves, as the others do in the backlog.
+        for held in self._pacing.due() if self._accepting else ():
             self._pass_on(held.connection, held.place, is_tls=held.is_tls)
         self._report()
 

@@ -69,10 +69,10 @@ class Pacing:
         self._held.append(Held(self._clock() + DELAY_S, connection, place, is_tls))
 
     def until_due_s(self, longest_s: float) -> float:
-        """Return the seconds until the first connection is due, at most ``longest_s``."""
-        if not self._held:
+        """Return the seconds until a connection gets due, at most ``longest_s``; what is overdue is not waited for."""
+        if not self._held or self._held[0].due_s <= self._clock():
             return longest_s
-        return min(longest_s, max(0.0, self._held[0].due_s - self._clock()))
+        return min(longest_s, self._held[0].due_s - self._clock())
 
     def due(self, *, all_of_them: bool = False) -> Iterator[Held]:
         """Give back what has waited long enough."""

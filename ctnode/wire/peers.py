@@ -60,6 +60,7 @@ class Terms:
     max_pdu_bytes: int
     max_object_bytes: int
     idle_timeout_s: float
+    pdu_timeout_s: float
 
     def allow(self, abstract_syntax: str) -> bool:
         """Return whether a presentation context may be accepted."""
@@ -208,6 +209,7 @@ def terms_of(peer_name: str | None, config: Config) -> Terms:
         max_pdu_bytes=peer.max_pdu or receiver.max_pdu,
         max_object_bytes=(peer.max_object_mb or receiver.max_object_mb) * _MEGABYTE,
         idle_timeout_s=peer.idle_timeout_s or receiver.idle_timeout_s,
+        pdu_timeout_s=peer.pdu_timeout_s or receiver.pdu_timeout_s,
     )
 
 

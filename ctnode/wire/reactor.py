@@ -246,7 +246,7 @@ class SyncAssociation(Association):
             proposed = request.presentation_context_definition_list
             terms = self.session.terms
             self.acceptor.maximum_length = terms.max_pdu_bytes
-            self.dul.agree(terms.max_pdu_bytes, terms.idle_timeout_s)
+            self.dul.agree(terms.max_pdu_bytes, terms.idle_timeout_s, terms.pdu_timeout_s)
             self.acceptor._contexts = needed_contexts(self.supported, proposed, terms.allow)  # noqa: SLF001 - no copy, no lock
             try:
                 self.acse.negotiate_association()

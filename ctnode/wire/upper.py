@@ -121,10 +121,11 @@ class SyncDul(DULServiceProvider):
         """Return whether the state machine is idle again, or on its way there."""
         return self._kill_thread or self.state_machine.current_state in (_IDLE, CLOSING)
 
-    def agree(self, max_pdu_bytes: int, idle_timeout_s: float) -> None:
+    def agree(self, max_pdu_bytes: int, idle_timeout_s: float, pdu_timeout_s: float) -> None:
         """Take over the limits of the peer, once it is known who it is."""
         self._max_pdu_bytes = max_pdu_bytes
         self._idle_timeout_s = idle_timeout_s
+        self._pdu_timeout_s = pdu_timeout_s
 
     def adopt_thread(self) -> None:
         """Make the calling thread the one that drives."""

@@ -197,11 +197,20 @@ def test_where_strangers_are_welcome_nobody_takes_the_name_of_a_peer_without_its
 
 def test_terms_are_those_of_the_peer_and_else_those_of_the_receiver() -> None:
     own = Peer(
-        name="own", ae_title="A", host="10.0.0.1", max_pdu=8192, max_object_mb=2, idle_timeout_s=5, services=["echo"]
+        name="own",
+        ae_title="A",
+        host="10.0.0.1",
+        max_pdu=8192,
+        max_object_mb=2,
+        idle_timeout_s=5,
+        pdu_timeout_s=7,
+        services=["echo"],
     )
     config = Config(peers=(own,))
     terms, general = terms_of("own", config), terms_of(None, config)
-    assert (terms.max_pdu_bytes, terms.max_object_bytes, terms.idle_timeout_s) == (8192, 2 << 20, 5.0)
+    assert (terms.max_pdu_bytes, terms.max_object_bytes) == (8192, 2 << 20)
+    assert (terms.idle_timeout_s, terms.pdu_timeout_s) == (5.0, 7.0)
+    assert (general.idle_timeout_s, general.pdu_timeout_s) == (60.0, 60.0)
     assert not terms.allow("1.2.840.10008.5.1.4.1.1.2")
     assert (general.max_pdu_bytes, general.max_object_bytes) == (131072, 8192 << 20)
     assert general.allow("1.2.840.10008.5.1.4.1.1.2")
