@@ -11,7 +11,7 @@ from pydicom import Dataset
 
 from ctnode.ct.grid import Grid, Volume
 from ctnode.words import LungStatus, VolumeStatus
-from tests.lung_chest import Chest
+from tests.lung_chest import Chest, Nodule
 from tests.lung_phantoms import Scan, circle, grid_of, scan, with_noise
 
 OK, SUSPECT, TRUNCATED = LungStatus.OK, LungStatus.SUSPECT, LungStatus.TRUNCATED
@@ -38,23 +38,101 @@ class Case:
     change: Callable[[np.ndarray, Grid], None] | None = None
 
 
+def streaks(hu: np.ndarray, grid: Grid) -> None:
+    """Add the streaks of the pacemaker: rays of too bright and too dark that fade with the distance."""
+    k, j, i = (np.arange(size, dtype=np.float32) for size in grid.shape)
+    x, y, z = (grid.affine[axis, axis] * index + grid.affine[axis, 3] for axis, index in enumerate((i, j, k)))
+    dx, dy = x[None, :] - 95.0, y[:, None] + 84.0
+    rays = 260.0 * np.cos(9.0 * np.arctan2(dy, dx) + 0.7) * np.exp(-np.hypot(dx, dy) / 60.0)
+    for plane in np.flatnonzero(np.abs(z - 80.0) < 18.0):
+        hu[plane] = np.maximum(hu[plane] + rays, -1024.0)
+
+
 ADULT = Chest()
 COARSE = grid_of()
 SUPINE = Case(COARSE)
+CUT = frozenset({TRUNCATED})
+PLEURAL = (
+    Nodule((-133.0, 8.0, -20.0), 7.0),
+    Nodule((70.0, 91.0, -40.0), 9.0),
+    Nodule((-58.0, -75.0, 15.0), 5.0),
+    Nodule((-68.0, 0.0, -66.0), 6.0),
+    Nodule((128.0, 25.0, 10.0), 8.0),
+)
+HILAR = (Nodule((-50.0, 6.0, 12.0), 9.0), Nodule((60.0, 30.0, -18.0), 8.0), Nodule((90.0, 20.0, 0.0), 12.0))
+RIGHT_DOWN = {"rows": (0, 1, 0), "columns": (-1, 0, 0)}
+LEFT_DOWN = {"rows": (0, -1, 0), "columns": (1, 0, 0)}
+PRONE = {"rows": (-1, 0, 0), "columns": (0, -1, 0)}
+SLAB = (-50.0, 14.0)
+
+
+def changed(grid: Grid = COARSE, *, case: dict | None = None, **anatomy) -> Case:
+    """Return the plain scan on ``grid`` of an adult with another ``anatomy``."""
+    return Case(grid, replace(ADULT, **anatomy), **(case or {}))
+
 
 CASES: dict[str, Case] = {
     "plain": SUPINE,
-    "no_table": Case(COARSE, replace(ADULT, table=False)),
-    "arms_down": Case(grid_of(160, 3.4), replace(ADULT, arms_down=True)),
-    "padding_circle": Case(grid_of(128, 3.2), circle_part=1.0),
-    "stomach_gas_at_diaphragm": Case(COARSE, replace(ADULT, stomach_gas=0.8)),
-    "colon_gas_at_diaphragm": Case(COARSE, replace(ADULT, colon_gas=True, stomach_gas=0.6)),
-    "touching_lungs": Case(COARSE, replace(ADULT, junction=0.8)),
+    "no_table": changed(table=False),
+    "arms_down": changed(grid_of(160, 3.4), arms_down=True),
+    "blanket": changed(blanket=True),
+    "obese": changed(grid_of(160, 3.0), fat=52.0),
+    "obese_cut_by_field": changed(grid_of(112, 3.0), fat=52.0, arms_down=True),
+    "child": changed(grid_of(128, 1.8, 2.0, (-90.0, 78.0)), scale=0.56, junction=1.6),
+    "contrast": changed(contrast=True),
+    "oesophagus_air": changed(oesophagus_air=True),
+    "pacemaker_streaks": changed(pacemaker=True, case={"change": streaks}),
+    "expiration": changed(parenchyma=-690.0),
+    "emphysema": changed(emphysema=True, parenchyma=-900.0, case={"statuses": USABLE}),
+    "touching_lungs": changed(junction=0.8),
+    "touching_lungs_5mm_noisy": changed(grid_of(160, 2.4, 5.0), junction=0.6, case={"noise_hu": 40.0}),
+    "stomach_gas_at_diaphragm": changed(stomach_gas=0.8),
+    "colon_gas_at_diaphragm": changed(colon_gas=True, stomach_gas=0.6),
+    "one_lung": changed(no_right_lung=True, case={"statuses": USABLE}),
+    "pleural_nodules": changed(nodules=PLEURAL),
+    "pleural_nodules_fine": changed(grid_of(224, 1.6, 3.0), nodules=PLEURAL),
+    "hilar_nodules": changed(nodules=HILAR),
+    "small_effusion": changed(effusion=72.0, case={"statuses": USABLE}),
+    "large_effusion": changed(effusion=12.0, case={"limit": True}),
+    "pneumothorax": changed(pneumothorax=True, case={"limit": True}),
+    "consolidation": changed(consolidation=True, case={"limit": True}),
+    "noise_40": Case(COARSE, noise_hu=40.0),
     "noise_60": Case(COARSE, noise_hu=60.0),
-    "slices_8mm": Case(grid_of(160, 2.5, 8.0, (-164.0, 140.0))),
-    "feet_first": Case(grid_of(rows=(-1, 0, 0), columns=(0, 1, 0))),
-    "upper_cut": Case(grid_of(z=(-160.0, 45.0)), statuses=frozenset({TRUNCATED})),
-    "lower_cut": Case(grid_of(z=(-75.0, 140.0)), statuses=frozenset({TRUNCATED})),
+    "noise_60_sharp": Case(grid_of(160, 2.4, 3.0), noise_hu=60.0, sharp=True),
+    "sharp": Case(grid_of(192, 2.0, 2.5), noise_hu=35.0, sharp=True),
+    "slices_1mm": Case(grid_of(96, 3.8, 1.0)),
+    "slices_5mm": Case(grid_of(160, 2.4, 5.0)),
+    "slices_8mm": Case(grid_of(160, 2.4, 8.0, (-164.0, 140.0))),
+    "feet_first": Case(grid_of(rows=(-1, 0, 0))),
+    "prone": changed(grid_of(**PRONE), down=(0.0, -1.0, 0.0), stomach_gas=0.6),
+    "feet_first_prone": changed(grid_of(columns=(0, -1, 0)), down=(0.0, -1.0, 0.0)),
+    "right_side_down": changed(grid_of(**RIGHT_DOWN), down=(-1.0, 0.0, 0.0), stomach_gas=0.5),
+    "left_side_down": changed(grid_of(**LEFT_DOWN), down=(1.0, 0.0, 0.0), stomach_gas=0.5),
+    "tilted": Case(grid_of(144, 3.0, 3.0, (-185.0, 160.0), tilt_deg=(14.0, 0.0))),
+    "oblique": Case(grid_of(144, 3.0, 5.0, (-185.0, 160.0), tilt_deg=(-10.0, 12.0))),
+    "coronal": Case(grid_of((100, 128), 3.0, 4.0, (-130.0, 150.0), columns=(0, 0, -1), center=(0.0, 0.0, -10.0))),
+    "sagittal": Case(
+        grid_of((100, 96), 3.0, 4.0, (-190.0, 190.0), rows=(0, 1, 0), columns=(0, 0, -1), center=(0.0, 6.0, -10.0))
+    ),
+    "flipped_x": Case(COARSE, flips=(False, False, True)),
+    "flipped_y": Case(COARSE, flips=(False, True, False)),
+    "flipped_z": Case(COARSE, flips=(True, False, False)),
+    "flipped_all": Case(COARSE, flips=(True, True, True)),
+    "pixels_64": Case(grid_of(64, 6.0, 4.0)),
+    "pixels_96_by_160": Case(grid_of((96, 160), 2.7, 3.0)),
+    "pixels_512": Case(grid_of(256, 1.5, 8.0, (-164.0, 140.0)), zoom=2),
+    "pixels_512_slab": Case(grid_of(512, 0.74, 1.25, (-20.0, -5.0)), statuses=CUT),
+    "pixels_1024_slab": Case(grid_of(512, 0.74, 8.0, SLAB), zoom=2, statuses=CUT),
+    "chest_abdomen": changed(grid_of(128, 3.0, 5.0, (-400.0, 140.0)), colon_gas=True, stomach_gas=0.5),
+    "upper_cut": Case(grid_of(reach=(-160.0, 45.0)), statuses=CUT),
+    "lower_cut": Case(grid_of(reach=(-75.0, 140.0)), statuses=CUT),
+    "both_ends_cut": Case(grid_of(reach=(-75.0, 45.0)), statuses=CUT),
+    "body_cut_by_field": Case(grid_of(100, 3.0)),
+    "lungs_cut_by_field": Case(grid_of(104, 3.0, center=(48.0, 6.0, 0.0)), statuses=CUT),
+    "padding_circle": Case(grid_of(128, 3.2), circle_part=1.0),
+    "padding_circle_without_mask": Case(grid_of(128, 3.2), circle_part=1.0, padding_mask=False),
+    "padding_circle_cuts_body": Case(grid_of(128, 2.45), circle_part=1.0),
+    "padding_circle_cuts_lungs": Case(grid_of(128, 1.9), circle_part=1.0, statuses=CUT),
 }
 
 

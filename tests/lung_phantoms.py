@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class Slab:
 
     def within(self, box: Box):
         """The slices of the arrays that hold ``box`` (mm) and its x, y, z; None where the box lies elsewhere."""
-        corners = np.array(np.meshgrid(*box)).reshape(3, -1)
+        corners = np.array(list(product(*box))).T
         places = self.inverse[:3, :3] @ corners + self.inverse[:3, 3:]
         low = np.maximum(np.floor(places.min(axis=1)), 0.0).astype(int)[::-1]
         high = np.minimum(np.ceil(places.max(axis=1)) + 1, self.shape[::-1]).astype(int)[::-1]
@@ -154,29 +154,25 @@ def grid_of(
     pixels=128,
     pixel_mm=3.0,
     slice_mm=3.0,
-    z=(-160.0, 140.0),
+    reach=(-160.0, 140.0),
     *,
     rows=(1, 0, 0),
     columns=(0, 1, 0),
-    normal=None,
-    center=(0.0, 6.0),
+    center=(0.0, 6.0, 0.0),
     tilt_deg=(0.0, 0.0),
 ) -> Grid:
-    """A grid whose slices lie from ``z[0]`` to ``z[1]`` along its normal, ``center`` (mm) in the middle in-plane.
+    """Return a grid whose slices cover ``reach`` (mm) of the axis of the patient that they lie across.
 
-    ``rows`` and ``columns`` are the LPS directions of growing i and j; ``center`` is along the two axes x and y of the
-    patient (z is the middle of the stack for slices that are not axial).
+    ``rows`` and ``columns`` are the LPS directions of growing i and j, before the tilt about x and y; ``center`` lies
+    in the middle of the grid but for the coordinate that ``reach`` states.
     """
     i, j = np.array(rows, dtype=float), np.array(columns, dtype=float)
-    k = np.cross(i, j) if normal is None else np.array(normal, dtype=float)
-    turn = rotation(*tilt_deg)
+    k = np.cross(i, j)
     ny, nx = (pixels, pixels) if np.isscalar(pixels) else pixels
-    dy, dx = (pixel_mm, pixel_mm) if np.isscalar(pixel_mm) else pixel_mm
-    nz = max(1, round((z[1] - z[0]) / slice_mm))
+    nz = max(1, round((reach[1] - reach[0]) / slice_mm))
     affine = np.eye(4)
-    affine[:3, :3] = turn @ np.column_stack([i * dx, j * dy, k * slice_mm])
-    middle = (z[0] + z[1]) / 2.0
-    goal = np.array([center[0], center[1], middle]) if abs(k[2]) > 0.5 else np.array([center[0], middle, center[1]])
+    affine[:3, :3] = rotation(*tilt_deg) @ np.column_stack([i * pixel_mm, j * pixel_mm, k * slice_mm])
+    goal = np.where(np.abs(k) > 0.5, (reach[0] + reach[1]) / 2.0, center)
     affine[:3, 3] = goal - affine[:3, :3] @ ((np.array([nx, ny, nz]) - 1) / 2.0)
     return Grid((nz, ny, nx), affine)
 
@@ -208,23 +204,21 @@ def scan(paint: Callable[[Slab], None], grid: Grid, part_mm: float = 3.2) -> Sca
     labels = np.zeros(grid.shape, dtype=np.uint8)
     nodules = np.zeros(grid.shape, dtype=bool)
 
-    def work(first: int) -> None:
+    for first in range(0, nz, count):
         number = min(count, nz - first)
         slab = Slab(grid, first, number, parts)
         paint(slab)
-
-        def mean(values):
-            return values.reshape(number, parts, ny, nx).mean(axis=1) if parts > 1 else values
-
         cut = slice(first, first + number)
-        hu[cut] = mean(slab.hu)
+        hu[cut] = _mean(slab.hu, parts)
         for label, part in slab.truth.items():
-            labels[cut][mean(part) > 0.5] = label
-        nodules[cut] = (mean(slab.nodules) > 0.5) & ((labels[cut] == RIGHT) | (labels[cut] == LEFT))
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, range(0, nz, count)))
+            labels[cut][_mean(part, parts) > 0.5] = label
+        nodules[cut] = (_mean(slab.nodules, parts) > 0.5) & ((labels[cut] == RIGHT) | (labels[cut] == LEFT))
     return Scan(hu, labels, nodules, grid)
+
+
+def _mean(values: Array, parts: int) -> Array:
+    """Return the mean over the ``parts`` samples of each slice."""
+    return values if parts == 1 else values.reshape(-1, parts, *values.shape[1:]).mean(axis=1)
 
 
 @lru_cache(maxsize=4)
