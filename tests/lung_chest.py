@@ -66,6 +66,12 @@ PULMONARY = [
     *chain((20.0, 0.0, 14.0), (-8.0, 0.0, 2.0), (-36.0, 6.0, -6.0), radius=10.5, end=8.5),
     *chain((20.0, 0.0, 14.0), (36.0, 14.0, 12.0), (48.0, 22.0, 4.0), radius=10.5, end=8.0),
 ]
+RETURNING = [
+    *chain((2.0, -2.0, -34.0), (-26.0, -2.0, -22.0), (-46.0, -6.0, -10.0), radius=9.0, end=6.5),
+    *chain((2.0, 2.0, -44.0), (-30.0, 12.0, -42.0), (-48.0, 20.0, -46.0), radius=9.0, end=6.0),
+    *chain((16.0, -6.0, -34.0), (40.0, -2.0, -20.0), (54.0, -4.0, -8.0), radius=9.0, end=6.5),
+    *chain((16.0, 2.0, -44.0), (38.0, 16.0, -38.0), (52.0, 24.0, -42.0), radius=9.0, end=6.0),
+]
 OESOPHAGUS = chain((4.0, 24.0, 170.0), (4.0, 34.0, 40.0), (6.0, 40.0, -60.0), (26.0, 22.0, -110.0), radius=7.0)
 
 
@@ -173,7 +179,7 @@ def _spaces(chest: Chest, slab: Slab):
         wall[where] = septum(*p)
     add(around((28.0, -34.0, -46.0), (72.0, 60.0, 54.0)), _heart)
     add(((-30.0, 30.0), (30.0, 150.0), (-400.0, 200.0)), _backbone, margin=4.0)
-    rods = [*AORTA, *VEINS, *ARTERIES, *PULMONARY, *TRACHEA, *BRONCHI[RIGHT], *BRONCHI[LEFT], *OESOPHAGUS]
+    rods = [*AORTA, *VEINS, *ARTERIES, *PULMONARY, *RETURNING, *TRACHEA, *BRONCHI[RIGHT], *BRONCHI[LEFT], *OESOPHAGUS]
     if chest.oesophagus_air:
         rods += [(a, b, 14.0, 14.0) for a, b, *_ in OESOPHAGUS[:2]]
     for a, b, radius, end in slab.near(rods, 22.0):
@@ -217,6 +223,7 @@ def _mediastinum(chest: Chest, slab: Slab) -> None:
     slab.paint_rods(VEINS, 900.0 if chest.contrast else 40.0)
     slab.paint_rods(ARTERIES, blood)
     slab.paint_rods(PULMONARY, blood + 20.0)
+    slab.paint_rods(RETURNING, blood)
     slab.paint_rods(OESOPHAGUS, 35.0)
     if chest.oesophagus_air:
         wide = [(a, b, 13.0, 13.0) for a, b, *_ in OESOPHAGUS[:2]]
@@ -226,26 +233,29 @@ def _mediastinum(chest: Chest, slab: Slab) -> None:
 
 @lru_cache(maxsize=2)
 def vessels(side: int):
-    """The vessels of one lung: a tree of rods from the hilum to near the pleura, arteries and veins alike."""
+    """Return the vessels of one lung: rods that branch from the hilum to near the pleura, arteries and veins alike."""
     rng = np.random.default_rng(11 + side)
     sign = SIGN[side]
-    hilum = np.array([sign * 36.0, 10.0, -6.0])
     rods = []
 
     def grow(start, heading, radius, depth):
-        length = rng.uniform(0.75, 1.2) * (34.0, 28.0, 24.0, 20.0)[depth]
-        end = start + heading * length
-        thin = radius * 0.74
+        end = start + heading * rng.uniform(0.75, 1.25) * (26.0, 25.0, 23.0, 19.0, 15.0)[depth]
+        thin = radius * 0.76
         rods.append((tuple(start), tuple(end), radius, thin))
-        if depth == 3:
+        if depth == 4:
             return
         for turn in (-1.0, 1.0):
-            bend = heading + turn * 0.45 * _unit(rng.normal(size=3)) + 0.12 * np.array([sign, 0.0, 0.0])
-            grow(end, _unit(bend), thin * (0.9 if turn > 0 else 0.78), depth + 1)
+            bend = heading + turn * 0.5 * _unit(rng.normal(size=3)) + 0.12 * np.array([sign, 0.0, 0.0])
+            grow(end, _unit(bend), thin * (0.92 if turn > 0 else 0.78), depth + 1)
 
-    headings = _unit(rng.normal(size=(60, 3)) * np.array([0.8, 1.0, 1.2]) + np.array([sign * 0.5, 0.1, -0.05]))
-    for heading in headings[np.sign(headings[:, 0]) == sign][:34]:
-        grow(hilum + heading * 6.0, heading, rng.uniform(2.6, 5.4), 0)
+    # Even in direction over the half space to the side, from roots along the hilum.
+    turns = (np.arange(22) + 0.5) / 22.0
+    angle = np.pi * (1.0 + 5.0**0.5) * np.arange(22)
+    flat = np.sqrt(1.0 - (turns * 0.85) ** 2)
+    headings = np.column_stack([sign * (0.85 * turns + 0.1), flat * np.cos(angle), flat * np.sin(angle)])
+    for heading in _unit(headings):
+        root = np.array([sign * 40.0, 8.0 + 12.0 * heading[1], -12.0 + 24.0 * heading[2]])
+        grow(root, heading, rng.uniform(3.0, 4.8), 0)
     return rods
 
 
@@ -276,6 +286,7 @@ def _lung(chest: Chest, slab: Slab, side: int, pleura, mediastinum, dome) -> Non
     if chest.pneumothorax and side == LEFT:
         hu += slab.cover(space) * (np.float32(AIR) - hu)
         lung = np.maximum(space, np.float32(-30.0) - y + 0.25 * (np.abs(x) - 60.0) + 0.2 * z)
+        hu += slab.cover(np.maximum(lung - 1.2, space)) * (np.float32(MUSCLE) - hu)
     cover = slab.cover(lung)
     truth[:] = cover
     hu += cover * (_parenchyma(chest, x, y, z) - hu)
@@ -326,7 +337,8 @@ def _parenchyma(chest: Chest, x, y, z):
     """HU of lung tissue: small vessels as texture, denser where gravity pulls the blood."""
     down = chest.down
     depth = sum(value * np.float32(step) for value, step in zip((x, y, z), down, strict=True) if step)
-    fine = np.sin(x / 2.9 + y / 7.0) * np.sin(y / 3.3 - z / 6.0) * np.sin(z / 3.7)
+    fine = np.sin(x / 2.9 + 2.0 * np.sin(y / 13.0)) * np.sin(y / 3.3 + 2.0 * np.sin(z / 11.0))
+    fine = fine * np.sin(z / 3.7 + 2.0 * np.sin(x / 17.0))
     hu = np.float32(chest.parenchyma) + np.float32(0.35) * depth + 28.0 * fine
     if chest.emphysema:
         holes = np.sin(x / 8.0 + z / 31.0) * np.sin(y / 9.0) * np.sin(z / 7.0 + x / 19.0)

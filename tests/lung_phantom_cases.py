@@ -49,8 +49,9 @@ def streaks(hu: np.ndarray, grid: Grid) -> None:
 
 
 ADULT = Chest()
-COARSE = grid_of()
+COARSE = grid_of(116, 3.2, 3.2)
 SUPINE = Case(COARSE)
+TURNED = {"pixels": 112, "pixel_mm": 3.4, "slice_mm": 3.4}
 CUT = frozenset({TRUNCATED})
 PLEURAL = (
     Nodule((-133.0, 8.0, -20.0), 7.0),
@@ -74,11 +75,12 @@ def changed(grid: Grid = COARSE, *, case: dict | None = None, **anatomy) -> Case
 CASES: dict[str, Case] = {
     "plain": SUPINE,
     "no_table": changed(table=False),
-    "arms_down": changed(grid_of(160, 3.4), arms_down=True),
+    "arms_down": changed(grid_of(144, 3.8), arms_down=True),
     "blanket": changed(blanket=True),
-    "obese": changed(grid_of(160, 3.0), fat=52.0),
+    "obese": changed(grid_of(136, 3.6), fat=52.0),
     "obese_cut_by_field": changed(grid_of(112, 3.0), fat=52.0, arms_down=True),
-    "child": changed(grid_of(128, 1.8, 2.0, (-90.0, 78.0)), scale=0.56, junction=1.6),
+    "child": changed(grid_of(128, 1.8, 2.0, (-90.0, 78.0)), scale=0.56, junction=1.6, case={"statuses": USABLE}),
+    "youth": changed(grid_of(128, 2.3, 2.5, (-120.0, 104.0)), scale=0.75, fat=6.0),
     "contrast": changed(contrast=True),
     "oesophagus_air": changed(oesophagus_air=True),
     "pacemaker_streaks": changed(pacemaker=True, case={"change": streaks}),
@@ -90,7 +92,7 @@ CASES: dict[str, Case] = {
     "colon_gas_at_diaphragm": changed(colon_gas=True, stomach_gas=0.6),
     "one_lung": changed(no_right_lung=True, case={"statuses": USABLE}),
     "pleural_nodules": changed(nodules=PLEURAL),
-    "pleural_nodules_fine": changed(grid_of(224, 1.6, 3.0), nodules=PLEURAL),
+    "pleural_nodules_fine": changed(grid_of(192, 1.9, 3.0), nodules=PLEURAL),
     "hilar_nodules": changed(nodules=HILAR),
     "small_effusion": changed(effusion=72.0, case={"statuses": USABLE}),
     "large_effusion": changed(effusion=12.0, case={"limit": True}),
@@ -98,26 +100,26 @@ CASES: dict[str, Case] = {
     "consolidation": changed(consolidation=True, case={"limit": True}),
     "noise_40": Case(COARSE, noise_hu=40.0),
     "noise_60": Case(COARSE, noise_hu=60.0),
-    "noise_60_sharp": Case(grid_of(160, 2.4, 3.0), noise_hu=60.0, sharp=True),
-    "sharp": Case(grid_of(192, 2.0, 2.5), noise_hu=35.0, sharp=True),
+    "noise_60_sharp": Case(grid_of(136, 2.8, 3.0), noise_hu=60.0, sharp=True),
+    "sharp": Case(grid_of(160, 2.3, 3.0), noise_hu=35.0, sharp=True),
     "slices_1mm": Case(grid_of(96, 3.8, 1.0)),
     "slices_5mm": Case(grid_of(160, 2.4, 5.0)),
     "slices_8mm": Case(grid_of(160, 2.4, 8.0, (-164.0, 140.0))),
-    "feet_first": Case(grid_of(rows=(-1, 0, 0))),
-    "prone": changed(grid_of(**PRONE), down=(0.0, -1.0, 0.0), stomach_gas=0.6),
-    "feet_first_prone": changed(grid_of(columns=(0, -1, 0)), down=(0.0, -1.0, 0.0)),
-    "right_side_down": changed(grid_of(**RIGHT_DOWN), down=(-1.0, 0.0, 0.0), stomach_gas=0.5),
-    "left_side_down": changed(grid_of(**LEFT_DOWN), down=(1.0, 0.0, 0.0), stomach_gas=0.5),
-    "tilted": Case(grid_of(144, 3.0, 3.0, (-185.0, 160.0), tilt_deg=(14.0, 0.0))),
-    "oblique": Case(grid_of(144, 3.0, 5.0, (-185.0, 160.0), tilt_deg=(-10.0, 12.0))),
+    "feet_first": Case(grid_of(**TURNED, rows=(-1, 0, 0))),
+    "prone": changed(grid_of(**TURNED, **PRONE), down=(0.0, -1.0, 0.0), stomach_gas=0.6),
+    "feet_first_prone": changed(grid_of(**TURNED, columns=(0, -1, 0)), down=(0.0, -1.0, 0.0)),
+    "right_side_down": changed(grid_of(**TURNED, **RIGHT_DOWN), down=(-1.0, 0.0, 0.0), stomach_gas=0.5),
+    "left_side_down": changed(grid_of(**TURNED, **LEFT_DOWN), down=(1.0, 0.0, 0.0), stomach_gas=0.5),
+    "tilted": Case(grid_of(116, 3.6, 3.2, (-185.0, 160.0), tilt_deg=(14.0, 0.0))),
+    "oblique": Case(grid_of(116, 3.6, 5.0, (-185.0, 160.0), tilt_deg=(-10.0, 12.0))),
     "coronal": Case(grid_of((100, 128), 3.0, 4.0, (-130.0, 150.0), columns=(0, 0, -1), center=(0.0, 0.0, -10.0))),
     "sagittal": Case(
         grid_of((100, 96), 3.0, 4.0, (-190.0, 190.0), rows=(0, 1, 0), columns=(0, 0, -1), center=(0.0, 6.0, -10.0))
     ),
-    "flipped_x": Case(COARSE, flips=(False, False, True)),
-    "flipped_y": Case(COARSE, flips=(False, True, False)),
-    "flipped_z": Case(COARSE, flips=(True, False, False)),
-    "flipped_all": Case(COARSE, flips=(True, True, True)),
+    "flipped_x": Case(grid_of(**TURNED), flips=(False, False, True)),
+    "flipped_y": Case(grid_of(**TURNED), flips=(False, True, False)),
+    "flipped_z": Case(grid_of(**TURNED), flips=(True, False, False)),
+    "flipped_all": Case(grid_of(**TURNED), flips=(True, True, True)),
     "pixels_64": Case(grid_of(64, 6.0, 4.0)),
     "pixels_96_by_160": Case(grid_of((96, 160), 2.7, 3.0)),
     "pixels_512": Case(grid_of(256, 1.5, 8.0, (-164.0, 140.0)), zoom=2),
@@ -136,7 +138,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _sampled(chest: Chest, key: tuple) -> Scan:
     shape, affine = key
     grid = Grid(shape, np.array(affine).reshape(4, 4))

@@ -114,14 +114,19 @@ class Slab:
         hu += cover * ((value(x, y, z) if callable(value) else np.float32(value)) - hu)
 
     def paint_rods(self, rods, value, mask=None, grow=0.0) -> None:
-        """Paint capsules ``(a, b, radius, end radius)``."""
+        """Paint capsules ``(a, b, radius, end radius)``; those thinner than a voxel fill only their share of it."""
         for a, b, radius, end in self.near(rods, grow):
-            self.paint(
-                rod_box(a, b, max(radius, end) + grow + 2.0 / self.soft),
-                lambda x, y, z, a=a, b=b, r=radius + grow, e=end + grow: capsule(x, y, z, a, b, r, e),
-                value,
-                mask,
-            )
+            share = min(1.0, math.pi * (0.5 * (radius + end) + grow) ** 2 * float(self.soft) ** 2)
+            if share < 0.1:
+                continue
+            found = self.within(rod_box(a, b, max(radius, end) + grow + 0.5 / float(self.soft)))
+            if found is None:
+                continue
+            where, x, y, z = found
+            cover = self.cover(capsule(x, y, z, a, b, radius + grow, end + grow))
+            cover *= np.float32(share) if mask is None else np.float32(share) * mask[where]
+            hu = self.hu[where]
+            hu += cover * ((value(x, y, z) if callable(value) else np.float32(value)) - hu)
 
     def near(self, rods, reach=0.0):
         """Those of ``rods`` that may touch this slab."""

@@ -67,7 +67,13 @@ def body(chest, slab: Slab) -> None:
     def muscle(x, y, z):
         return _outline(chest, x, y, z) + np.float32(chest.fat) + 3.0 * np.cos(np.float32(0.03) * x)
 
-    slab.paint(EVERYWHERE, muscle, MUSCLE)
+    def marbled(x, y, z):
+        # Thin sheets of fat part the muscles.
+        depth = -_outline(chest, x, y, z) - np.float32(chest.fat)
+        sheets = np.sin(depth / 4.5 + 1.5 * np.sin(x / 31.0) + np.sin(z / 37.0))
+        return np.float32(MUSCLE) - 110.0 * smoothstep(sheets, 0.8, 1.0) * (depth < 34.0)
+
+    slab.paint(EVERYWHERE, muscle, marbled)
     arms = []
     if chest.arms_down:
         for sign in (-1.0, 1.0):
@@ -148,7 +154,7 @@ def abdomen(chest, slab: Slab, pleura, dome) -> None:
     wall = np.minimum(pleura[RIGHT][where], pleura[LEFT][where])
     wall = np.minimum(wall, ellipsoid(x, y, z, (0.0, -8.0, 0.0), (90.0, 78.0, INF)))
     under = np.where(x < 9.0, dome[RIGHT][where], dome[LEFT][where])
-    belly = np.maximum(wall + 6.0, np.float32(3.2) - under)
+    belly = np.maximum(wall + 6.0, np.float32(4.2) - under)
     belly = np.maximum(belly, -(ellipsoid(x, y, z, (0.0, 84.0, 0.0), (52.0, 36.0, INF))))
     inside = np.zeros(slab.shape, dtype=np.float32)
     inside[where] = slab.cover(belly)

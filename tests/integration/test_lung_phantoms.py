@@ -11,7 +11,7 @@ from tests.lungless_phantoms import LUNGLESS
 
 pytestmark = pytest.mark.integration
 
-LEAST_DICE, LEAST_DICE_AT_LIMIT, LEAST_NODULE = 0.98, 0.94, 0.95
+LEAST_DICE, LEAST_DICE_AT_LIMIT, LEAST_NODULE, MOST_CROSSED = 0.98, 0.94, 0.95, 0.02
 DOUBTFUL = {LungStatus.SUSPECT, LungStatus.TRUNCATED}
 
 
@@ -30,12 +30,12 @@ def test_the_lungs_of_a_phantom(name):
 
     scores = {side: dice(found.labels == side, truth.labels == side) for side in (RIGHT, LEFT)}
     crossed = {
-        side: np.count_nonzero((found.labels == other) & (truth.labels == side)) / max(1, (truth.labels == side).sum())
+        side: np.mean(found.labels[truth.labels == side] == other) if (truth.labels == side).any() else 0.0
         for side, other in ((RIGHT, LEFT), (LEFT, RIGHT))
     }
     told = f"{name}: {found.status} {found.reasons} Dice {scores} crossed {crossed}"
-    print(told)
-    assert max(crossed.values()) < 0.5, told
+    print(told)  # pytest -rA makes a table of it
+    assert max(crossed.values()) < MOST_CROSSED, told
     if case.limit:
         assert min(scores.values()) >= LEAST_DICE_AT_LIMIT or found.status in DOUBTFUL, told
         return
