@@ -91,8 +91,8 @@ CASES: dict[str, Case] = {
     "stomach_gas_at_diaphragm": changed(stomach_gas=0.8),
     "colon_gas_at_diaphragm": changed(colon_gas=True, stomach_gas=0.6),
     "one_lung": changed(no_right_lung=True, case={"statuses": USABLE}),
-    "pleural_nodules": changed(nodules=PLEURAL),
-    "pleural_nodules_fine": changed(grid_of(192, 1.9, 3.0), nodules=PLEURAL),
+    # A voxel must be small beside a nodule, or the layer on the pleura alone is more than a twentieth of it.
+    "pleural_nodules": changed(grid_of(256, 1.4, 2.0, (-144.0, 124.0)), nodules=PLEURAL),
     "hilar_nodules": changed(nodules=HILAR),
     "small_effusion": changed(effusion=72.0, case={"statuses": USABLE}),
     "large_effusion": changed(effusion=12.0, case={"limit": True}),
