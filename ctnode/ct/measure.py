@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ctnode.ct.coarse import LEFT, RIGHT
 from ctnode.ct.grid import Volume
 from ctnode.ct.lungs import WITHOUT_MASK, Lungs
-from ctnode.ct.sides import LEFT, RIGHT
 from ctnode.words import LungStatus
 
 _LEVELS: Final = 65536

@@ -126,7 +126,7 @@ def _lungs(run: Run, volume: Volume, grid: Grid | None) -> tuple[LungStatus, tup
     with run.step("lungs"):
         from ctnode.ct.lungs import segment
 
-        lungs = segment(volume)
+        lungs = segment(volume, run.job.lungs)
     if lungs.status is not LungStatus.NOT_RUN:
         _measure(run, volume, lungs)
     if lungs.status not in (LungStatus.NOT_RUN, LungStatus.NO_LUNGS):
@@ -171,6 +171,9 @@ def _write_lungs(run: Run, volume: Volume, lungs: Lungs, iso_grid: Grid | None) 
 
     what = "0 background, 1 right lung, 2 left lung, 3 airway"
     write_nifti(run.path("lungs.nii.gz"), lungs.labels, volume.grid, description=what)
+    if lungs.structures is not None:
+        inside = "dense inside: 1 the right lung, 2 the left lung"
+        write_nifti(run.path("lungs_structures.nii.gz"), lungs.structures, volume.grid, description=inside)
     if run.job.wanted.iso and iso_grid is not None:
         from ctnode.ct.resample import resample_labels
 
