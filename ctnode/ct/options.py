@@ -31,9 +31,10 @@ def dilated(volume: Volume, labels: Native, margin_mm: float) -> Native:
 
     The airway stays as it is, and padding is never labelled.
     """
-    lungs = (labels == RIGHT) | (labels == LEFT)
-    boxes = ndimage.find_objects(lungs.astype(np.uint8))
-    if margin_mm <= 0.0 or not boxes:
+    if margin_mm <= 0.0:
+        return labels
+    boxes = ndimage.find_objects(((labels == RIGHT) | (labels == LEFT)).astype(np.uint8))
+    if not boxes:
         return labels
     margins = [int(margin_mm / step) + 1 for step in volume.grid.spacing_mm]
     window = tuple(

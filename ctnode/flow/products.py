@@ -16,6 +16,7 @@ from ctnode.config import Outputs, Pipeline
 from ctnode.ct.grid import Grid, Volume
 from ctnode.ct.volume import HU, UNMEASURABLE
 from ctnode.flow.job import Run
+from ctnode.ops.durable import write_durable
 from ctnode.results.nifti import write_nifti
 from ctnode.results.sidecar import write_json
 from ctnode.words import Issue, LungStatus, Severity
@@ -143,6 +144,9 @@ def _measure(run: Run, volume: Volume, lungs: Lungs) -> None:
         measurements = measure(volume, lungs)
     with run.step("write"):
         write_json(run.path("measurements.json"), measurements.as_json())
+        if measurements.histogram is not None:
+            write_json(run.path("histogram.json"), measurements.histogram.as_json())
+            write_durable(run.path("histogram.csv"), measurements.histogram.as_csv().encode("ascii"), mode=0o644)
         write_report(
             run.path("report.dcm"), volume, lungs, measurements,
             study=run.job.study, series=run.job.series, revision=run.job.revision, made_at=run.job.made_at,
