@@ -27,7 +27,8 @@ def inner_structures(volume: Volume, labels: Native, threshold_hu: float) -> Nat
 
 
 def dilated(volume: Volume, labels: Native, margin_mm: float) -> Native:
-    """Return ``labels`` (z, y, x) with each lung grown by ``margin_mm`` into the background, the nearer lung first.
+    """Return ``labels`` (z, y, x) with each lung grown by ``margin_mm`` into the background, the nearer lung first,
+    the right one where both are as near.
 
     The airway stays as it is, and padding is never labelled.
     """
@@ -45,12 +46,12 @@ def dilated(volume: Volume, labels: Native, margin_mm: float) -> Native:
     free = before == 0
     if volume.padding is not None:
         free &= ~volume.padding[window]
-    nearest = np.full(part.shape, np.float32(margin_mm))
+    nearest = np.full(part.shape, np.nextafter(np.float32(margin_mm), np.float32(np.inf)))
     for side in (RIGHT, LEFT):
         if not (before == side).any():
             continue
         distance = edt.edt(before != side, anisotropy=volume.grid.spacing_mm, black_border=False, parallel=2)
-        reached = free & (distance <= nearest)
+        reached = free & (distance < nearest)
         part[reached] = side
         nearest[reached] = distance[reached]
     return result

@@ -80,7 +80,7 @@ def _trachea_mean_hu(shape: Shape) -> float:
     planes = np.flatnonzero(shape.airway.any(axis=(1, 2)))
     upper = slice(int(planes[len(planes) // 2]), int(planes[-1]) + 1)
     depth = edt.edt(shape.airway[upper], anisotropy=shape.coarse.spacing_mm, black_border=False, parallel=2)
-    core = depth > max(_TRACHEA_DEPTH_MM, 1.5 * max(shape.coarse.spacing_mm[1:]))
+    core = depth > max(_TRACHEA_DEPTH_MM, 1.25 * max(shape.coarse.spacing_mm[1:]))
     return float(shape.coarse.hu[upper][core].mean()) if core.any() else float("nan")
 
 

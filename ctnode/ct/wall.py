@@ -27,8 +27,8 @@ _LEAST_SIDEWAYS: Final = 0.35
 # Ribs are this far apart; a ray between two of them takes the nearer of its neighbours.
 _RIB_WINDOW_MM: Final = 30.0
 # Pleura, fat and muscle between lung and rib are thinner than this.
-_THICKEST_WALL_MM: Final = 14.0
-_AT_WALL_MM: Final = 9.0
+_THICKEST_WALL_MM: Final = 18.0
+_AT_WALL_MM: Final = 14.0
 
 _Floats = npt.NDArray[np.float64]
 

@@ -328,7 +328,7 @@ def chest_files(tmp_path_factory):
 
 ALL = {
     "ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png",
-    "measurements.json", "report.dcm",
+    "measurements.json", "histogram.json", "histogram.csv", "report.dcm",
 }  # fmt: skip
 
 
