@@ -7,10 +7,10 @@ a known truth and runs, alternating,
 * the textbook: ``scipy.ndimage.zoom`` to 1 mm (of order 3, and of order 1), threshold at -320 HU, labels with
   scikit-image, the corner voxel as outside, per slice the largest solid kept and the rest filled, the largest pocket.
 
-It prints wall-clock seconds and seconds of CPU of the segmentation alone (reading the volume and importing come before),
-the peak of resident memory above what the process held with the volume loaded, and the Dice of both lungs against the
-truth (of the textbook on its own 1 mm grid), then the ratios. With several counts of slices it shows whether the cost is
-linear: seconds for 100 slices.
+It prints wall-clock seconds and seconds of CPU of the segmentation alone (reading the volume and importing come
+before), the peak of resident memory above what the process held with the volume loaded, and the Dice of both lungs
+against the truth (of the textbook on its own 1 mm grid), then the ratios. With several counts of slices it shows
+whether the cost is linear: seconds for 100 slices.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from ctnode.ct.coarse import Coarse, Mask, grown
+from ctnode.ct.coarse import Coarse, Int16Array, Mask, grown
 
 # A component is lung if it is this large (an adult's lung; a thin slab is judged by its mean area instead), ...
 SMALLEST_LUNG_ML: Final = 100.0
@@ -26,6 +26,7 @@ LUNG_MEAN_HU: Final = (-965.0, -400.0)
 # ... and if its core is not gas: air in bowel and stomach is -1000 HU throughout, lung has vessels everywhere.
 GAS_MEDIAN_HU: Final = -955.0
 GAS_P90_HU: Final = -925.0
+GAS_MEAN_HU: Final = -970.0
 # No stomach is larger than this; a larger component is judged by the vessels in its core.
 LARGEST_STOMACH_ML: Final = 1200.0
 VESSEL_P99_HU: Final = -880.0
@@ -36,6 +37,8 @@ _POCKET_HU: Final = -960
 _SMALLEST_CORE_ML: Final = 1.0
 # ... with a wall (stomach, diaphragm) of at least this mean between it and the lung, ...
 _WALL_HU: Final = -820.0
+# or touching it with less than this share of its surface, ...
+_NARROW_SHARE: Final = 0.05
 # ... and below the lung, not within it: most of its columns have no lung under them.
 _LARGEST_SHARE_OVER_LUNG: Final = 0.25
 
@@ -78,17 +81,20 @@ def find_lungs(coarse: Coarse, air: Mask) -> Found:
         span = slice(*np.searchsorted(members, (part, part + 1)))
         hu, inner = values[span], values[span][deep[span]]
         inner = inner if inner.size >= 20 else hu
-        median, p90, p99 = (float(value) for value in np.percentile(inner, (50.0, 90.0, 99.0)))
-        gas = median < GAS_MEDIAN_HU and p90 < GAS_P90_HU
-        if sizes_ml[part] > LARGEST_STOMACH_ML and p99 > VESSEL_P99_HU:
-            gas = False
-        if gas:
+        large_lung = sizes_ml[part] > LARGEST_STOMACH_ML and np.percentile(inner, 99.0) > VESSEL_P99_HU
+        if _is_gas(inner) and not large_lung:
             gas_ml += float(sizes_ml[part])
         elif LUNG_MEAN_HU[0] < float(hu.mean()) < LUNG_MEAN_HU[1]:
             chosen[part] = True
             large += int(sizes_ml[part] >= smallest_ml)
     lungs: Mask = chosen[parts]
     return Found(lungs if large else None, large, gas_ml)
+
+
+def _is_gas(core: Int16Array) -> bool:
+    """Return whether a core of air, values in HU, is gas without blood; noise widens it and leaves its mean."""
+    median, p90 = np.percentile(core, (50.0, 90.0))
+    return bool(median < GAS_MEDIAN_HU and (p90 < GAS_P90_HU or float(core.mean()) < GAS_MEAN_HU))
 
 
 def gas_below(coarse: Coarse, lungs: Mask) -> Mask:
@@ -131,10 +137,12 @@ def _is_below(coarse: Coarse, areas: npt.NDArray[np.int32], label: int, box: tup
     own, lung = areas[around] == label, areas[around] == 1
     core = own & ~grown(~own)
     inner = coarse.hu[around][core if core.any() else own]
-    if np.median(inner) > GAS_MEDIAN_HU or np.percentile(inner, 90.0) > GAS_P90_HU:
+    if not _is_gas(inner):
         return False
     meeting = (grown(own) & lung) | (grown(lung) & own)
-    if not meeting.any() or float(coarse.hu[around][meeting].mean()) < _WALL_HU:
+    surface = np.count_nonzero(own) - np.count_nonzero(core)
+    broad = np.count_nonzero(meeting) > _NARROW_SHARE * surface
+    if broad and float(coarse.hu[around][meeting].mean()) < _WALL_HU:
         return False
     foot = (areas[box] == label).any(axis=0)
     lowest = (areas[box] == label).argmax(axis=0) + box[0].start

@@ -21,6 +21,7 @@ LARGEST_CUT_THICKNESS_MM: Final = 30.0
 LARGEST_ADDED_SHARE: Final = 0.12
 LARGEST_GAS_ML: Final = 100.0
 LARGEST_WALL_GAP_ML: Final = 40.0
+LARGEST_ENCLOSED_MASS_ML: Final = 50.0
 LARGEST_BASE_DIFFERENCE_MM: Final = 45.0
 LARGEST_BACK_MISSING_MM: Final = 20.0
 # A lung is cut off if the first or the last plane, or the edge of the field of view, shows more of it than this.
@@ -82,6 +83,10 @@ def _checks(
         (
             quality["wall_gap_ml"] > LARGEST_WALL_GAP_ML,
             f"about {quality['wall_gap_ml']:.0f} ml of dense tissue lie between the lungs and the ribs",
+        ),
+        (
+            quality["enclosed_mass_ml"] > LARGEST_ENCLOSED_MASS_ML,
+            f"about {quality['enclosed_mass_ml']:.0f} ml of dense tissue amid the lungs are left out",
         ),
         (
             not cut_at_the_base and quality["base_difference_mm"] > LARGEST_BASE_DIFFERENCE_MM,

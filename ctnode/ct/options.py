@@ -27,10 +27,10 @@ def inner_structures(volume: Volume, labels: Native, threshold_hu: float) -> Nat
 
 
 def dilated(volume: Volume, labels: Native, margin_mm: float) -> Native:
-    """Return ``labels`` (z, y, x) with each lung grown by ``margin_mm`` into the background, the nearer lung first,
-    the right one where both are as near.
+    """Return ``labels`` (z, y, x) with each lung grown by ``margin_mm`` into the background.
 
-    The airway stays as it is, and padding is never labelled.
+    The nearer lung takes a voxel, the right one where both are as near. The airway stays as it is, and padding is never
+    labelled.
     """
     if margin_mm <= 0.0:
         return labels

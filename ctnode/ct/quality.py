@@ -18,6 +18,7 @@ from ctnode.ct.wall import Wall, wall_of
 
 _PLAIN_GAS_HU: Final = -975.0
 _POCKET_DEPTH_MM: Final = 5.0
+_MASS_RADIUS_MM: Final = 12.0
 # Nearer to its wall than this the air of the trachea is mixed with it.
 _TRACHEA_DEPTH_MM: Final = 4.5
 _SOFT_HU: Final = (-300, 200)
@@ -64,6 +65,7 @@ def work_quality(shape: Shape, middle: float) -> dict[str, float]:
         "left_hull_dense_share": left[1],
         "added_dense_share": float((shape.added & (coarse.hu > shape.threshold_hu)).sum()) / max(1.0, lungs.sum()),
         "wall_gap_ml": wall.gap_ml,
+        "enclosed_mass_ml": _enclosed_mass_ml(shape),
         "base_difference_mm": wall.base_difference_mm,
         "back_missing_mm": wall.back_missing_mm,
         "gas_pocket_ml": _gas_pocket_ml(coarse, lungs, trachea_hu),
@@ -109,16 +111,38 @@ def _hull(coarse: Coarse, lung: Mask, lungs: Mask, airway: Mask) -> tuple[float,
     return float((within & inner).sum()) / total, float(soft.sum()) / total
 
 
+def _enclosed_mass_ml(shape: Shape) -> float:
+    """Return the soft tissue, thicker than a ball of 12 mm radius, that has the same lung above and below it.
+
+    Heart, diaphragm and hilum have little of it; a mass and a collapsed segment are what has. The larger of both sides.
+    """
+    coarse, largest = shape.coarse, 0.0
+    soft = (coarse.hu > _SOFT_HU[0]) & (shape.lungs == 0) & ~shape.airway
+    for side, box in zip((RIGHT, LEFT), ndimage.find_objects(shape.lungs, max_label=LEFT), strict=True):
+        if box is None:
+            continue
+        lung = shape.lungs[box] == side
+        over = np.logical_or.accumulate(lung, axis=0)
+        under = np.flip(np.logical_or.accumulate(np.flip(lung, 0), axis=0), 0)
+        opened = _opened(coarse, over & under & soft[box], _MASS_RADIUS_MM)
+        largest = max(largest, float(opened.sum()) * coarse.voxel_ml)
+    return largest
+
+
+def _opened(coarse: Coarse, mask: Mask, radius_mm: float) -> Mask:
+    """Return the part of ``mask`` (s, p, l) in which a ball of ``radius_mm`` finds room."""
+    cores = edt.edt(mask, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) > radius_mm
+    if not cores.any():
+        return np.zeros_like(mask)
+    near: Mask = edt.edt(~cores, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) <= radius_mm
+    return near & mask
+
+
 def _gas_pocket_ml(coarse: Coarse, lungs: Mask, trachea_hu: float) -> float:
     """Return how much of the lungs is plain gas and thick: bulla, pneumothorax, or bowel that leaked in."""
     level = _PLAIN_GAS_HU if np.isnan(trachea_hu) else float(np.clip(trachea_hu + 15.0, -985.0, -960.0))
     gas = lungs & (ndimage.uniform_filter(coarse.hu, 3, mode="nearest") < level)
-    if not gas.any():
-        return 0.0
-    depth = edt.edt(gas, anisotropy=coarse.spacing_mm, black_border=False, parallel=2)
-    cores = depth > _POCKET_DEPTH_MM
-    near = edt.edt(~cores, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) <= _POCKET_DEPTH_MM
-    return float((near & gas).sum()) * coarse.voxel_ml if cores.any() else 0.0
+    return float(_opened(coarse, gas, _POCKET_DEPTH_MM).sum()) * coarse.voxel_ml
 
 
 def _fov_cut_cm2(coarse: Coarse, body: Body, lungs: Mask) -> float:

@@ -18,7 +18,8 @@ SHAPE, SPACING = (75, 96, 96), (3.6, 4.0, 4.0)
 WHOLE = Sides(np.zeros((1, 1, 1), dtype=np.uint8), None, unsure=False, crossing=False)
 USUAL = {
     "right_ml": 2500.0, "left_ml": 2200.0, "right_left_ratio": 1.14, "mean_hu": -830.0, "mask_share_pct": 12.0,
-    "cut_cm2": 0.0, "cut_thickness_mm": 0.0, "added_dense_share": 0.02, "wall_gap_ml": 5.0, "base_difference_mm": 5.0,
+    "cut_cm2": 0.0, "cut_thickness_mm": 0.0, "added_dense_share": 0.02, "wall_gap_ml": 5.0, "enclosed_mass_ml": 10.0,
+    "base_difference_mm": 5.0,
     "back_missing_mm": 0.0, "gas_pocket_ml": 0.0, "threshold_clamped": 0.0, "trachea_found": 1.0,
     "trachea_mean_hu": -990.0, "fov_cut_cm2": 0.0, "lowest_plane_cm2": 0.0, "highest_plane_cm2": 0.0,
 }  # fmt: skip
@@ -51,6 +52,7 @@ def test_usual_numbers_are_ok():
         ("cut_thickness_mm", 40.0, "touch"),
         ("added_dense_share", 0.2, "dense tissue"),
         ("wall_gap_ml", 80.0, "ribs"),
+        ("enclosed_mass_ml", 90.0, "left out"),
         ("base_difference_mm", 70.0, "above the other"),
         ("back_missing_mm", 40.0, "at the back"),
         ("gas_pocket_ml", 400.0, "plain gas"),
@@ -94,6 +96,7 @@ def test_the_numbers_of_an_ordinary_chest(supine):
     assert -1010.0 < quality["trachea_mean_hu"] < -970.0
     assert 0.5 < quality["left_solidity"] < quality["right_solidity"] < 1.0
     assert quality["wall_gap_ml"] < 20.0
+    assert quality["enclosed_mass_ml"] < 20.0
     assert quality["height_mm"] == pytest.approx(225.0, abs=12.0)
 
 
@@ -105,6 +108,15 @@ def test_dense_lung_at_the_wall_is_noticed(supine):
     found = segment(volume_of(np.where(lump & (truth == RIGHT), np.int16(40), voxels), grid))
     assert found.status is LungStatus.SUSPECT
     assert any("ribs" in reason for reason in found.reasons), found.quality
+
+
+def test_a_mass_at_the_mediastinum_is_noticed(supine):
+    voxels, truth, grid = supine
+    z, y, x = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    medial = np.argwhere(truth[46] == LEFT)[:, 1].min()
+    lump = ((z - 46) * SPACING[0]) ** 2 + ((y - 52) * SPACING[1]) ** 2 + ((x - medial - 6) * SPACING[2]) ** 2 < 32.0**2
+    found = segment(volume_of(np.where(lump & (truth == LEFT), np.int16(40), voxels), grid))
+    assert any("left out" in reason for reason in found.reasons), found.quality
 
 
 def test_fluid_behind_a_lung_is_noticed(supine):
