@@ -122,6 +122,8 @@ def _parse_text(dotted: str, text: str, variable: str) -> object:
     annotation = KEYS[dotted].annotation
     if annotation is str or (get_args(annotation) and all(isinstance(arg, str) for arg in get_args(annotation))):
         return text
+    if text in {word for part in get_args(annotation) for word in get_args(part)}:
+        return text  # one of the words that a number may be replaced with
     try:
         return json.loads(text)
     except json.JSONDecodeError:

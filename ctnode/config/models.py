@@ -159,6 +159,38 @@ class Pipeline(_Section):
         return numbers if many else numbers[0]
 
 
+class LungMask(_Section):
+    """How lungs are segmented."""
+
+    threshold: Literal["auto"] | Annotated[float, Field(ge=-900, le=-100)] = Field(
+        "auto",
+        description="HU between air and tissue: auto (by scan, -600 to -300) or a number; -320 is the classic",
+    )
+    fill_structures: bool = Field(
+        default=True,
+        description="count vessels and nodules inside the lungs to them; false: only what is under the threshold",
+    )
+    structures: bool = Field(
+        default=False,
+        description="lungs_structures.nii.gz: what lies inside the right (1) and the left lung (2) over the threshold",
+    )
+    closing_mm: float = Field(
+        12.0, ge=0, le=30, description="radius of the closing that takes in vessels and nodules at the wall; 0: none"
+    )
+    dilation_mm: float = Field(
+        0.0,
+        ge=0,
+        le=30,
+        description="millimetres by which the lungs are grown at the end; numbers are of the grown mask",
+    )
+    least_share_pct: float = Field(
+        1.0, ge=0, le=100, description="share of the whole volume under which a mask is SUSPECT, in percent"
+    )
+    most_share_pct: float = Field(
+        60.0, ge=0, le=100, description="share of the whole volume over which a mask is SUSPECT, in percent"
+    )
+
+
 class Outputs(_Section):
     """Which results are written, beside ct.json and ct.nii.gz."""
 
@@ -278,6 +310,7 @@ class Config(_Section):
     completion: Completion = Field(default_factory=Completion)
     worker: Worker = Field(default_factory=Worker)
     pipeline: Pipeline = Field(default_factory=Pipeline)
+    lungs: LungMask = Field(default_factory=LungMask)
     outputs: Outputs = Field(default_factory=Outputs)
     delivery: Delivery = Field(default_factory=Delivery)
     inbox: Inbox = Field(default_factory=Inbox)
@@ -308,7 +341,9 @@ RELOADABLE: Final = frozenset(
         "receiver.idle_timeout_s", "receiver.pdu_timeout_s", "tls.key", "tls.ca", "tls.require_client_certificate",
         "completion.quiet_s", "completion.called_ae_quiet_s", "completion.max_wait_s", "completion.association_hold_s",
         "worker.memory_mb", "worker.timeout_s", "pipeline.spacing_mm", "pipeline.volumes", "pipeline.size",
-        "pipeline.interpolation", "pipeline.labels", "outputs.iso", "outputs.lungs", "outputs.preview",
+        "pipeline.interpolation", "pipeline.labels", "lungs.threshold",
+        "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
+        "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
         "outputs.window", "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",

@@ -6,18 +6,18 @@ before the first step that floods the lung (the explosion control of De Nunzio 2
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import cc3d
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from ctnode.ct.body import Body
 from ctnode.ct.coarse import Coarse, Mask, grown
 
-_LUMEN_HU: Final = -850
-_AREA_CM2: Final = (0.4, 8.0)
+# Lumen and least area of the trachea: of an adult, then of a child or of one narrowed to a few work voxels.
+_TUBES: Final = ((-850, 0.4), (-700, 0.12))
+_LARGEST_CM2: Final = 8.0
 _MIDLINE_MM: Final = 40.0
 _SHORTEST_MM: Final = 20.0
 _STEPS_HU: Final = tuple(range(-960, -740, 20))
@@ -26,8 +26,8 @@ _LEAK_ML: Final = 12.0
 _REACH_MM: Final = (110.0, 60.0, 90.0)
 
 
-def find_airway(coarse: Coarse, body: Body, air: Mask, lowest: int) -> Mask | None:
-    """Return trachea and main bronchi ``(s, p, l)``, or None where no trachea is in the volume.
+def find_airway(coarse: Coarse, body: Body, air: Mask, lungs: Mask) -> Mask:
+    """Return trachea and main bronchi ``(s, p, l)``, empty where no trachea is in the volume.
 
     Parameters
     ----------
@@ -35,23 +35,23 @@ def find_airway(coarse: Coarse, body: Body, air: Mask, lowest: int) -> Mask | No
         The work volume and its body.
     air
         ``(s, p, l)`` bool, all air inside the body.
-    lowest
-        Index of the lowest axial plane in which a trachea may begin.
+    lungs
+        ``(s, p, l)`` bool, the part of ``air`` that is lung; the airway may be part of it.
     """
-    seed = _tube(coarse, body, lowest)
-    if seed is None:
-        return None
-    lumen = _grow(coarse, body, seed)
-    # The rim is a mixture of air and wall; it belongs to neither lung.
-    airway: Mask = grown(lumen) & air
-    return airway
+    for lumen_hu, least_cm2 in _TUBES:
+        seed = _tube(coarse, body, lungs, lumen_hu, least_cm2)
+        if seed is not None:
+            # The rim is a mixture of air and wall; it belongs to neither lung.
+            airway: Mask = grown(_grow(coarse, body, seed)) & air
+            return airway
+    return np.zeros_like(air)
 
 
-def _tube(coarse: Coarse, body: Body, lowest: int) -> Mask | None:
+def _tube(coarse: Coarse, body: Body, lungs: Mask, lumen_hu: int, least_cm2: float) -> Mask | None:
     """Return the longest chain of round dark regions near the midline in successive planes, ``(s, p, l)``."""
     structure = np.zeros((3, 3, 3), dtype=bool)
     structure[1] = True
-    regions, count = ndimage.label(body.inside & (coarse.hu < _LUMEN_HU), structure=structure)
+    regions, count = ndimage.label(body.inside & (coarse.hu < lumen_hu), structure=structure)
     if count == 0:
         return None
     step_mm, row_mm, column_mm = coarse.spacing_mm
@@ -59,18 +59,24 @@ def _tube(coarse: Coarse, body: Body, lowest: int) -> Mask | None:
     boxes = ndimage.find_objects(regions)
     areas = np.bincount(regions.ravel(), minlength=count + 1) * pixel_cm2
     middles = [_middle(plane) for plane in body.tissue | body.inside]
+    # An arm or the field of view moves the middle of the body, a collapsed lung that of the lungs.
+    between = _middle(lungs.any(axis=0))
+    # The trachea ends above the lower half of the lungs.
+    lowest = int(np.median(np.nonzero(lungs.any(axis=(1, 2)))[0]))
     length = np.zeros(count + 1)
     above = np.zeros(count + 1, dtype=np.int64)
     # Regions are numbered plane by plane from the feet upwards; chains are built from the head downwards.
     for label in range(count, 0, -1):
         plane, rows, columns = boxes[label - 1]
         index = plane.start
+        if index < lowest:
+            break
         height_mm, width_mm = (rows.stop - rows.start) * row_mm, (columns.stop - columns.start) * column_mm
-        off_mm = abs((columns.start + columns.stop - 1) / 2.0 - middles[index]) * column_mm
+        column = (columns.start + columns.stop - 1) / 2.0
+        off_mm = min(abs(column - middles[index]), abs(column - between)) * column_mm
         box_cm2 = height_mm * width_mm / 100.0
         if (
-            index < lowest
-            or not _AREA_CM2[0] <= areas[label] <= _AREA_CM2[1]
+            not least_cm2 <= areas[label] <= _LARGEST_CM2
             or off_mm > _MIDLINE_MM
             or max(height_mm, width_mm) > 2.5 * min(height_mm, width_mm)
             or areas[label] < 0.5 * box_cm2
@@ -94,7 +100,7 @@ def _tube(coarse: Coarse, body: Body, lowest: int) -> Mask | None:
     return tube
 
 
-def _middle(plane: npt.NDArray[np.bool_]) -> float:
+def _middle(plane: Any) -> float:
     """Return the column in the middle of the body in one axial plane."""
     columns = np.flatnonzero(plane.any(axis=0))
     return float(columns[0] + columns[-1]) / 2.0 if columns.size else plane.shape[1] / 2.0

@@ -24,6 +24,9 @@ RECOVERY_MM: Final = 9.0
 # Room air measures -1000 +- 20 HU on a calibrated scanner; even emphysema with its vessels is mostly denser than this.
 ROOM_AIR_HU: Final = -970
 THRESHOLD_LIMITS_HU: Final = (-600.0, -300.0)
+_SOFT_HU: Final = (0, 100)
+_LARGEST_EDGE_FRACTION: Final = 0.7
+_LEAST_OVERLAP: Final = 0.5
 _IN_PLANE: Final = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], dtype=bool)
 
 
@@ -58,19 +61,23 @@ def find_body(coarse: Coarse) -> Body | None:
     # What the opening took from the body's own surface comes back: walls may be thinner than the ball.
     near = edt.edt(~core, anisotropy=spacing, black_border=False, parallel=2) <= RECOVERY_MM
     tissue &= near
-    inside, cut = _enclosed(coarse, tissue)
+    inside, cut = _enclosed(coarse, tissue, core)
     return Body(tissue=tissue, inside=inside, cut=cut)
 
 
 def _enclosed(
     coarse: Coarse,
     tissue: Mask,
+    core: Mask,
     *,
     lung_fraction: float = 0.4,
     largest_edge_fraction: float = 0.35,
     smallest_cut_cm2: float = 5.0,
 ) -> tuple[Mask, Mask]:
-    """Return the air that ``tissue`` encloses in axial planes and where the field of view cuts it, ``(s, p, l)``."""
+    """Return the air that ``tissue`` encloses in axial planes and where the field of view cuts it, ``(s, p, l)``.
+
+    ``core`` is the tissue without anything thin: what a couch or a blanket encloses has it on one side only.
+    """
     air = ~tissue & ~coarse.outside
     regions, count = ndimage.label(air, structure=_IN_PLANE)
     # The edge of the field of view: the border of the image, and all that is next to padding within the plane.
@@ -82,23 +89,47 @@ def _enclosed(
     def voxels(mask: Mask) -> npt.NDArray[np.int64]:
         return np.bincount(regions[mask], minlength=count + 1)
 
-    # A chest cut by the field of view: a large region, mostly lung, with a wall of tissue round most of it. The foam of
-    # a couch has the density of emphysema, but no such wall.
+    # A chest cut by the field of view: a large region, mostly lung, with a wall of tissue round most of it and patient
+    # on three sides at least. The foam of a couch has the density of emphysema, but no such wall.
     sizes, at_edge = voxels(air), voxels(edge)
     wall = voxels(air & ndimage.binary_dilation(tissue, structure=_IN_PLANE))
-    cut_lung = voxels(air & (coarse.hu > ROOM_AIR_HU)) > lung_fraction * sizes
+    sides = _sides_with_patient(core)
+    lung_like = voxels(air & (coarse.hu > ROOM_AIR_HU)) > lung_fraction * sizes
+    large = sizes * (coarse.spacing_mm[1] * coarse.spacing_mm[2] / 100.0) >= smallest_cut_cm2
+    lung_like &= large & (2 * voxels(air & (sides >= 2)) > sizes)
+    cut_lung = lung_like & (2 * voxels(air & (sides >= 3)) > sizes)
     cut_lung &= at_edge <= largest_edge_fraction * (at_edge + wall)
-    cut_lung &= sizes * (coarse.spacing_mm[1] * coarse.spacing_mm[2] / 100.0) >= smallest_cut_cm2
-    enclosed = (at_edge == 0) | cut_lung
+    # Where the circle of reconstruction takes away most of the wall, the planes above and below still tell a lung.
+    possible = lung_like & (at_edge <= _LARGEST_EDGE_FRACTION * (at_edge + wall))
+    possible[0] = False
+    if np.any(possible & ~cut_lung) and cut_lung.any():
+        last = len(regions) - 1
+        upwards = [(plane, plane - 1) for plane in range(1, last + 1)]
+        downwards = [(plane, plane + 1) for plane in range(last - 1, -1, -1)]
+        for plane, neighbour in upwards + downwards:
+            shared = np.bincount(regions[plane][cut_lung[regions[neighbour]]], minlength=count + 1)
+            cut_lung |= possible & (shared > _LEAST_OVERLAP * sizes)
+    enclosed = (at_edge == 0) & (~large | (2 * voxels(air & (sides >= 2)) > sizes))
+    enclosed |= cut_lung
     enclosed[0] = False
     inside: Mask = enclosed[regions]
     return inside, inside & edge
 
 
+def _sides_with_patient(core: Mask) -> npt.NDArray[np.uint8]:
+    """Return from how many of the four directions in its plane each voxel sees ``core`` (s, p, l), uint8."""
+    seen = np.zeros(core.shape, dtype=np.uint8)
+    for axis in (1, 2):
+        seen += np.logical_or.accumulate(core, axis=axis)
+        seen += np.flip(np.logical_or.accumulate(np.flip(core, axis), axis=axis), axis)
+    return seen
+
+
 def air_threshold_hu(coarse: Coarse, body: Body) -> tuple[float, bool]:
     """Return the threshold between air and tissue of this scan, and whether it had to be clamped.
 
-    Iterates to the middle between the means of both sides (Hu, Hoffman, Reinhardt, IEEE TMI 20:490, 2001).
+    Iterates to the middle between the means of both sides (Hu, Hoffman, Reinhardt, IEEE TMI 20:490, 2001), then takes
+    the middle between the mean of the air and that of muscle.
     """
     values = np.clip(coarse.hu[body.tissue | body.inside], -1024, 200)
     histogram = np.bincount(values.astype(np.int32) + 1024, minlength=1225).astype(np.float64)
@@ -114,5 +145,11 @@ def air_threshold_hu(coarse: Coarse, body: Body) -> tuple[float, bool]:
         if abs(middle - threshold) < 0.5:
             break
         threshold = middle
+    # The wall that lungs touch is muscle and pleura, while fat and bone are part of the mean of all that is dense.
+    soft = slice(_SOFT_HU[0] + 1024, _SOFT_HU[1] + 1024)
+    index = int(np.clip(threshold + 1024.0, 0, len(levels) - 2))
+    if weights[index] > 0.0 and histogram[soft].sum() > 0.0:
+        mean_air = sums[index] / weights[index]
+        threshold = float(mean_air + np.average(levels[soft], weights=histogram[soft])) / 2.0
     low, high = THRESHOLD_LIMITS_HU
     return float(min(max(threshold, low), high)), not low <= threshold <= high

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from ctnode.ct.grid import Grid, Volume
 
@@ -22,8 +23,18 @@ Int16Array = npt.NDArray[np.int16]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
 
+# Labels of the masks, on the work grid and on the native one.
+RIGHT: Final = 1
+LEFT: Final = 2
+AIRWAY: Final = 3
+
 # The axes of a work array, as indices of LPS: axis 0 to the head (S), axis 1 to the back (P), axis 2 to the left (L).
 _WORK_AXES_LPS: Final = (2, 1, 0)
+
+# Nothing that was measured is under this; scanners fill what they did not reconstruct with -1500, -2000 or -3024.
+_LOWEST_MEASURED_HU: Final = -1100
+# A constant fill at or under this, in the corners of a plane, is no measurement either: room air has noise.
+_LARGEST_FILL_HU: Final = -1000
 
 # Codes of a work voxel for the refinement: 1..3 are copied; with this offset the native voxels decide by threshold.
 BY_THRESHOLD: Final = 3
@@ -38,13 +49,16 @@ class Coarse:
     hu
         ``(s, p, l)`` int16, means of blocks, clipped to what CT numbers mean (-1024..3071 HU).
     outside
-        ``(s, p, l)`` bool, true where at least one native voxel of the block is padding.
+        ``(s, p, l)`` bool, true where at least one native voxel of the block is padding, or all of them hold the
+        constant that fills the corners of the plane.
     spacing_mm
         Along ``(s, p, l)``.
     order, flipped
         Work axis ``a`` is native axis ``order[a]``, reversed where ``flipped[a]``.
     factors
         Native voxels per work voxel along the native ``(z, y, x)``.
+    fill_hu
+        The least value that fills corners of planes, 0 where none does.
     """
 
     hu: Int16Array
@@ -53,6 +67,7 @@ class Coarse:
     order: tuple[int, int, int]
     flipped: tuple[bool, bool, bool]
     factors: tuple[int, int, int]
+    fill_hu: float
 
     @property
     def voxel_ml(self) -> float:
@@ -98,15 +113,25 @@ def coarsen(volume: Volume, *, spacing_mm: float = WORK_SPACING_MM) -> Coarse:
     hu = np.empty(shape, dtype=np.int16)
     outside = np.zeros(shape, dtype=np.bool_)
     area = (sizes[1][:, None] * sizes[2][None, :]).astype(np.float32)
+    fills: list[float] = []
     total = np.int32 if volume.voxels.dtype == np.int16 else np.float32
     for index, (first, count) in enumerate(zip(starts[0], sizes[0], strict=True)):
         slab = slice(int(first), int(first + count))
-        plane = volume.voxels[slab].sum(axis=0, dtype=total)
+        values = volume.voxels[slab]
+        plane = values.sum(axis=0, dtype=total)
         blocks = np.add.reduceat(np.add.reduceat(plane, starts[1], axis=0), starts[2], axis=1)
-        hu[index] = np.rint(np.clip(blocks / (area * np.float32(count)), -1024.0, 3071.0))
-        if volume.padding is not None:
-            padded = volume.padding[slab].any(axis=0)
-            outside[index] = np.logical_or.reduceat(
+        means = blocks / (area * np.float32(count))
+        hu[index] = np.rint(np.clip(means, -1024.0, 3071.0))
+        padded = None if volume.padding is None else volume.padding[slab].any(axis=0)
+        fill = _fill_hu(values)
+        if fill is not None:
+            fills.append(fill)
+            outside[index] = _filled(means, fill)
+            if fill < _LOWEST_MEASURED_HU:
+                unmeasured = (values == fill).any(axis=0)
+                padded = unmeasured if padded is None else padded | unmeasured
+        if padded is not None:
+            outside[index] |= np.logical_or.reduceat(
                 np.logical_or.reduceat(padded, starts[1], axis=0), starts[2], axis=1
             )
     order, flipped = anatomical_axes(volume.grid)
@@ -119,7 +144,31 @@ def coarsen(volume: Volume, *, spacing_mm: float = WORK_SPACING_MM) -> Coarse:
         order=order,
         flipped=flipped,
         factors=(factors[0], factors[1], factors[2]),
+        fill_hu=min(fills, default=0.0),
     )
+
+
+def _fill_hu(values: npt.NDArray[Any]) -> float | None:
+    """Return the value with which a scanner filled the corners of ``values`` (z, y, x), None where they hold air.
+
+    A fill is the same in all corners, the least value there is, and no more than that of air.
+    """
+    corners = values[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    fill = corners.flat[0]
+    if fill > _LARGEST_FILL_HU or np.any(corners != fill) or values.min() < fill:
+        return None
+    return float(fill)
+
+
+def _filled(means: npt.NDArray[Any], fill: float) -> Mask:
+    """Return the blocks ``(y, x)`` that hold nothing but ``fill`` and hang together with a corner.
+
+    The fill is the least value, so a mean that equals it has no other value in it.
+    """
+    parts, _ = ndimage.label(means == fill)
+    ends = np.unique(parts[[0, 0, -1, -1], [0, -1, 0, -1]])
+    filled: Mask = np.isin(parts, ends[ends > 0])
+    return filled
 
 
 def refine(volume: Volume, coarse: Coarse, codes: Labels, threshold_hu: float) -> Labels:
@@ -146,7 +195,11 @@ def refine(volume: Volume, coarse: Coarse, codes: Labels, threshold_hu: float) -
         part = part[: window[1].stop - window[1].start, : window[2].stop - window[2].start]
         copied = np.where(part <= BY_THRESHOLD, part, 0).astype(np.uint8)
         decided = np.where(part > BY_THRESHOLD, part - BY_THRESHOLD, copied).astype(np.uint8)
-        labels[window] = np.where(volume.voxels[window] < threshold_hu, decided, copied)
+        values = volume.voxels[window]
+        chosen = np.where(values < threshold_hu, decided, copied)
+        if coarse.fill_hu < _LOWEST_MEASURED_HU:
+            chosen[values == coarse.fill_hu] = 0
+        labels[window] = chosen
     if volume.padding is not None:
         labels[volume.padding] = 0
     return labels

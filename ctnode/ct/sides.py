@@ -1,4 +1,4 @@
-"""Which lung is which: separation of lungs that touch, sides from anatomy, and the closing of each lung.
+"""Which lung is which: sides from anatomy, whatever the number of pieces.
 
 Work arrays grow to the left along their last axis (see :mod:`ctnode.ct.coarse`), so the smaller index is the patient's
 right whatever the order of the stored slices, rows and columns was.
@@ -11,23 +11,19 @@ from typing import Any, Final
 
 import cc3d
 import edt
-import fill_voids
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
-from skimage.segmentation import watershed
 
 from ctnode.ct.body import Body
-from ctnode.ct.coarse import Coarse, Labels, Mask
+from ctnode.ct.coarse import LEFT, RIGHT, Coarse, Labels, Mask
+from ctnode.ct.cut import Cut, cut
 
-RIGHT: Final = 1
-LEFT: Final = 2
-AIRWAY: Final = 3
-
-CLOSING_MM: Final = 10.0
-# What closing may add to a lung: vessels, nodules and pleural thickening, never bone or fat-free air elsewhere.
-_ADDED_HU: Final = (-600, 250)
 _SPINE_HU: Final = 200
-_SMALLEST_SHARE: Final = 0.15
+# A lung is at least this share of the larger one, or of both.
+_SMALLEST_SHARE: Final = 0.08
+# Largest area of the bridge in cm2 over the volume of the smaller lung in ml to the power of 2/3.
+_LARGEST_BRIDGE: Final = 1.5
 _APART_MM: Final = 50.0
 _NEAR_MM: Final = 10.0
 
@@ -40,30 +36,36 @@ class Sides:
     ----------
     labels
         ``(s, p, l)`` uint8: 0, 1 right, 2 left.
-    merged
-        Whether the lungs touched, so that they had to be cut apart.
-    cut_share
-        Share of the lung voxels that border the cut.
+    cut
+        How they were cut apart; None where they did not touch or no cut was plausible.
     unsure
-        Whether everything carries the side on which most of it lies: a single lung, or a cut that failed.
+        Whether everything carries the side on which most of it lies, because only one lung was found.
+    crossing
+        Whether that one lies on both sides of the midline, so that it may be both.
     """
 
     labels: Labels
-    merged: bool
-    cut_share: float
+    cut: Cut | None
     unsure: bool
+    crossing: bool
 
 
 def midline(coarse: Coarse, body: Body, airway: Mask | None) -> float:
-    """Return the index along the last axis of the patient's middle: trachea, else spine, else body."""
+    """Return the index along the last axis of the patient's middle: of trachea, spine and body the one between.
+
+    A mass moves the trachea, contrast and calcium the profile of the bones, an arm or the field of view the body; two
+    of them at once are rare.
+    """
+    bone = ((coarse.hu > _SPINE_HU) & body.tissue).sum(axis=(0, 1)).astype(np.float32)
+    columns = np.flatnonzero(body.tissue.any(axis=(0, 1)))
+    middles = [float(columns[0] + columns[-1]) / 2.0]
+    if bone.sum() > 0:
+        middles.append(float(np.argmax(ndimage.gaussian_filter1d(bone, 15.0 / coarse.spacing_mm[2]))))
     if airway is not None:
         planes = np.flatnonzero(airway.any(axis=(1, 2)))
         trachea = airway[planes[len(planes) // 2] :]
-        return float(np.median(np.nonzero(trachea)[2]))
-    bone = ((coarse.hu > _SPINE_HU) & body.tissue).sum(axis=(0, 1)).astype(np.float32)
-    if bone.sum() > 0:
-        return float(np.argmax(ndimage.gaussian_filter1d(bone, 15.0 / coarse.spacing_mm[2])))
-    return float(np.median(np.nonzero(body.tissue.any(axis=(0, 1)))[0]))
+        middles.append(float(np.median(np.nonzero(trachea)[2])))
+    return float(np.median(middles)) if len(middles) != 2 else middles[1]
 
 
 def separate(coarse: Coarse, lungs: Mask, middle: float) -> Sides:
@@ -72,63 +74,51 @@ def separate(coarse: Coarse, lungs: Mask, middle: float) -> Sides:
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     columns = np.arange(parts.shape[2])
-    largest = [int(part) for part in np.argsort(sizes)[::-1][:2] if sizes[part] > 0]
+    largest = [int(part) for part in np.argsort(sizes)[::-1] if sizes[part] > 0]
     first = parts == largest[0]
     profile = first.sum(axis=(0, 1))
-    smaller = min(profile[columns < middle].sum(), profile[columns >= middle].sum())
-    alone = len(largest) < 2 or sizes[largest[1]] < _SMALLEST_SHARE * sizes[largest[0]]
-    merged, cut_share, labels = False, 0.0, np.zeros(parts.shape, dtype=np.uint8)
-    if alone and smaller > _SMALLEST_SHARE * profile.sum():
-        merged = True
-        halves = _cut(coarse, first)
-        if halves is not None:
-            labels = halves
-            touching = (labels == RIGHT) & ndimage.binary_dilation(labels == LEFT)
-            cut_share = float(touching.sum()) / float(profile.sum())
-    elif not alone:
-        second = parts == largest[1]
-        centers = [float(np.average(columns, weights=part.sum(axis=(0, 1)))) for part in (first, second)]
-        right, left = (first, second) if centers[0] < centers[1] else (second, first)
-        if abs(centers[0] - centers[1]) * coarse.spacing_mm[2] >= _APART_MM:
-            labels[right], labels[left] = RIGHT, LEFT
-    unsure = not labels.any()
-    if unsure:
-        center = float(np.average(columns, weights=profile))
-        labels[first] = RIGHT if center < middle else LEFT
+    right_of, left_of = int(profile[columns < middle].sum()), int(profile[columns >= middle].sum())
+    labels = np.zeros(parts.shape, dtype=np.uint8)
+    others = [part for part in largest[1:] if sizes[part] >= _SMALLEST_SHARE * sizes[largest[0]]]
+    done: Cut | None = None
+    if min(right_of, left_of) > _SMALLEST_SHARE * profile.sum() and not others:
+        done = cut(coarse, first, middle)
+        if not _plausible(coarse, done):
+            done = None
+    if done is not None:
+        labels = done.labels
+    else:
+        _by_position(coarse, parts, [largest[0], *others], middle, labels)
+    unsure = not ((labels == RIGHT).any() and (labels == LEFT).any())
     _adopt(coarse, lungs, labels)
-    return Sides(labels=labels, merged=merged, cut_share=cut_share, unsure=unsure)
+    crossing = min(right_of, left_of) > _SMALLEST_SHARE * profile.sum()
+    return Sides(labels, done, unsure=unsure, crossing=unsure and crossing)
 
 
-def _cut(coarse: Coarse, mask: Mask) -> Labels | None:
-    """Return the two lungs of a merged ``mask``, or None where no neck between two large parts exists.
+def _by_position(coarse: Coarse, parts: npt.NDArray[Any], large: list[int], middle: float, labels: Labels) -> None:
+    """Give the ``large`` components of ``parts`` (s, p, l) their sides.
 
-    The mask is eroded until it falls into two large parts side by side. A watershed from these then puts the border
-    where the densest voxels are: on the junction line.
+    Two lungs far enough apart lie side by side whatever became of the mediastinum. Further ones, and any that lie one
+    upon the other, go by the side of the midline on which their middle lies.
     """
-    spacing = coarse.spacing_mm
-    window = ndimage.find_objects(mask.astype(np.uint8))[0]
-    inner, total = mask[window], int(mask.sum())
-    depth = edt.edt(inner, anisotropy=spacing, black_border=False, parallel=2)
-    columns = np.arange(inner.shape[2])
-    for radius in np.arange(1.0, 8.0) * min(spacing[1:]):
-        cores = cc3d.connected_components(depth > radius, connectivity=6)
-        sizes = np.bincount(cores.ravel())
-        sizes[0] = 0
-        if len(sizes) < 3:
-            continue
-        pair = [int(part) for part in np.argsort(sizes)[::-1][:2]]
-        if sizes[pair[1]] < _SMALLEST_SHARE * total:
-            continue
-        centers = [float(np.average(columns, weights=(cores == part).sum(axis=(0, 1)))) for part in pair]
-        if abs(centers[0] - centers[1]) * spacing[2] < _APART_MM:
-            continue
-        right, left = pair if centers[0] < centers[1] else pair[::-1]
-        markers = np.where(cores == right, RIGHT, np.where(cores == left, LEFT, 0)).astype(np.int32)
-        labels = np.zeros(mask.shape, dtype=np.uint8)
-        flood: Any = watershed  # scikit-image carries no types here
-        labels[window] = flood(coarse.hu[window], markers, mask=inner)
-        return labels
-    return None
+    columns = np.arange(parts.shape[2])
+    centers = {part: float(np.average(columns, weights=(parts == part).sum(axis=(0, 1)))) for part in large}
+    low, high = min(centers.values()), max(centers.values())
+    if len(large) > 1 and (high - low) * coarse.spacing_mm[2] >= _APART_MM and low < middle + _APART_MM / 2.0:
+        divide = min(max(middle, low + 0.25 * (high - low)), high - 0.25 * (high - low))
+    else:
+        divide = middle
+    for part, center in centers.items():
+        labels[parts == part] = RIGHT if center < divide else LEFT
+
+
+def _plausible(coarse: Coarse, done: Cut) -> bool:
+    """Return whether both sides of a cut are lungs and the bridge between them is one, not a lung cut through."""
+    halves = [float((done.labels == side).sum()) * coarse.voxel_ml for side in (RIGHT, LEFT)]
+    total = sum(halves)
+    if min(halves) < _SMALLEST_SHARE * total:
+        return False
+    return bool(done.area_cm2 < _LARGEST_BRIDGE * min(halves) ** (2.0 / 3.0))
 
 
 def _adopt(coarse: Coarse, lungs: Mask, labels: Labels) -> None:
@@ -137,45 +127,14 @@ def _adopt(coarse: Coarse, lungs: Mask, labels: Labels) -> None:
     count = int(pieces.max())
     if count == 0:
         return
-    nearest = np.zeros((2, count + 1))
-    index = np.arange(1, count + 1)
+    nearest = np.full((2, count + 1), np.inf)
+    where = np.flatnonzero(pieces)
     for row, side in enumerate((RIGHT, LEFT)):
         if (labels == side).any():
             distance = edt.edt(labels != side, anisotropy=coarse.spacing_mm, black_border=False, parallel=2)
-            nearest[row, 1:] = ndimage.minimum(distance, pieces, index)
-        else:
-            nearest[row, 1:] = np.inf
+            np.minimum.at(nearest[row], pieces.ravel()[where], distance.ravel()[where])
+    nearest[:, 0] = 0.0
     given = np.where(nearest[0] <= nearest[1], RIGHT, LEFT).astype(np.uint8)
     given[nearest.min(axis=0) > _NEAR_MM] = 0
     given[0] = 0
     np.copyto(labels, given[pieces], where=pieces > 0)
-
-
-def close_and_fill(
-    coarse: Coarse, body: Body, labels: Labels, blocked: Mask, *, radius_mm: float = CLOSING_MM
-) -> tuple[Labels, Mask]:
-    """Return ``labels`` (s, p, l) with vessels, nodules at the wall and voids inside, and where they were added.
-
-    A closing by a ball adds what is thinner than its diameter. It is limited to soft tissue, to the body, and to voxels
-    outside the other lung and ``blocked`` (airway, gas of something else), so that it cannot bridge the mediastinum.
-    """
-    closed = labels.copy()
-    margin = [int(radius_mm / step) + 2 for step in coarse.spacing_mm]
-    low, high = _ADDED_HU
-    for side in (RIGHT, LEFT):
-        boxes = ndimage.find_objects((labels == side).astype(np.uint8))
-        if not boxes:
-            continue
-        window = boxes[0]
-        lung = labels[window] == side
-        # Room for the ball on all sides: cut short by the border of the volume it would swell the lung there.
-        padded = np.pad(lung, [(pad, pad) for pad in margin])
-        near = edt.edt(~padded, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) <= radius_mm
-        ball = edt.edt(near, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) > radius_mm
-        ball = ball[tuple(slice(pad, -pad) for pad in margin)]
-        hu = coarse.hu[window]
-        ball &= (hu > low) & (hu < high) & ~blocked[window] & (body.tissue | body.inside)[window]
-        filled = fill_voids.fill(lung | ball)
-        filled &= (closed[window] == 0) & ~blocked[window] & ~coarse.outside[window]
-        closed[window][filled] = side
-    return closed, (closed > 0) & (labels == 0)

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ctnode.config import Log, Outputs, Pipeline
+from ctnode.config import Log, LungMask, Outputs, Pipeline
 from ctnode.ops import log
 from ctnode.ops.process import reset_peak
 from ctnode.ops.role import die_with_parent
@@ -45,6 +45,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
         settings=Pipeline.model_validate(order["pipeline"]),
         on_step=lambda step: _say({"step": step}),
         wanted=Outputs.model_validate(order["wanted"]),
+        lungs=LungMask.model_validate(order["lungs"]),
     )
     return _answer(reports)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from ctnode.config import Outputs, Pipeline
+from ctnode.config import LungMask, Outputs, Pipeline
 from ctnode.words import Issue
 
 STEPS: Final = ("select", "decode", "resample", "lungs", "measure", "write")
@@ -39,6 +39,8 @@ class Job:
         Called with the name of each step when it begins.
     wanted
         Which results are written.
+    lungs
+        How lungs are segmented.
     """
 
     study: str
@@ -49,10 +51,11 @@ class Job:
     settings: Pipeline
     on_step: Callable[[str], None] = noop
     wanted: Outputs = field(default_factory=Outputs)
+    lungs: LungMask = field(default_factory=LungMask)
 
     def settings_digest(self) -> str:
         """Return 12 hex digits that change with any setting that results depend on."""
-        settings = self.settings.model_dump_json() + self.wanted.model_dump_json()
+        settings = "".join(part.model_dump_json() for part in (self.settings, self.wanted, self.lungs))
         return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
 

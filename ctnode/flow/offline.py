@@ -173,7 +173,10 @@ def _publish(
     aside = work.with_name(work.name + ".old")
     try:
         work.chmod(0o755)
-        job = Job(series.study, series.series, 1, made_at(series.frames), work, config.pipeline, wanted=config.outputs)
+        job = Job(
+            series.study, series.series, 1, made_at(series.frames), work, config.pipeline,
+            wanted=config.outputs, lungs=config.lungs,
+        )  # fmt: skip
         try:
             reports = workshop.run(series.frames, series.faults, job, on_step)
         except Refusal as refusal:

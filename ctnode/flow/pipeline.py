@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from ctnode import __version__
-from ctnode.config import Outputs, Pipeline
+from ctnode.config import LungMask, Outputs, Pipeline
 from ctnode.ct.grid import Grid, Volume
 from ctnode.ct.select import Candidate, beside, candidates, remarks
 from ctnode.ct.source import Frame, read_frames
@@ -45,12 +45,13 @@ def process_series(
     settings: Pipeline,
     on_step: Callable[[str], None] = noop,
     wanted: Outputs | None = None,
+    lungs: LungMask | None = None,
 ) -> list[VolumeReport]:
     """Turn the files of one series, in any order, into the result files in ``out``; see ``Job`` for the rest.
 
     There is one report for each volume that was to be converted (``pipeline.volumes``), the main one first.
     """
-    job = Job(study, series, revision, made_at, out, settings, on_step, wanted or Outputs())
+    job = Job(study, series, revision, made_at, out, settings, on_step, wanted or Outputs(), lungs or LungMask())
     started = time.perf_counter()
     frames, faults = read_frames(files)
     return process_frames(frames, faults, job, read_s=time.perf_counter() - started)
@@ -150,7 +151,11 @@ class _Run(Run):
             "revision": self.job.revision,
             "volume": self.number,
             "other_volumes": [candidate.as_json() for candidate in self.others],
-            "settings": {**self.job.settings.model_dump(), "digest": self.job.settings_digest()},
+            "settings": {
+                **self.job.settings.model_dump(),
+                "lungs": self.job.lungs.model_dump(),
+                "digest": self.job.settings_digest(),
+            },
             "seconds": _rounded(self.seconds),
             "peak_rss_bytes": peak_bytes(),
         }

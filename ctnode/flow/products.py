@@ -16,6 +16,7 @@ from ctnode.config import Outputs, Pipeline
 from ctnode.ct.grid import Grid, Volume
 from ctnode.ct.volume import HU, UNMEASURABLE
 from ctnode.flow.job import Run
+from ctnode.ops.durable import write_durable
 from ctnode.results.nifti import write_nifti
 from ctnode.results.sidecar import write_json
 from ctnode.words import Issue, LungStatus, Severity
@@ -126,7 +127,7 @@ def _lungs(run: Run, volume: Volume, grid: Grid | None) -> tuple[LungStatus, tup
     with run.step("lungs"):
         from ctnode.ct.lungs import segment
 
-        lungs = segment(volume)
+        lungs = segment(volume, run.job.lungs)
     if lungs.status is not LungStatus.NOT_RUN:
         _measure(run, volume, lungs)
     if lungs.status not in (LungStatus.NOT_RUN, LungStatus.NO_LUNGS):
@@ -143,6 +144,9 @@ def _measure(run: Run, volume: Volume, lungs: Lungs) -> None:
         measurements = measure(volume, lungs)
     with run.step("write"):
         write_json(run.path("measurements.json"), measurements.as_json())
+        if measurements.histogram is not None:
+            write_json(run.path("histogram.json"), measurements.histogram.as_json())
+            write_durable(run.path("histogram.csv"), measurements.histogram.as_csv().encode("ascii"), mode=0o644)
         write_report(
             run.path("report.dcm"), volume, lungs, measurements,
             study=run.job.study, series=run.job.series, revision=run.job.revision, made_at=run.job.made_at,
@@ -171,6 +175,9 @@ def _write_lungs(run: Run, volume: Volume, lungs: Lungs, iso_grid: Grid | None) 
 
     what = "0 background, 1 right lung, 2 left lung, 3 airway"
     write_nifti(run.path("lungs.nii.gz"), lungs.labels, volume.grid, description=what)
+    if lungs.structures is not None:
+        inside = "dense inside: 1 the right lung, 2 the left lung"
+        write_nifti(run.path("lungs_structures.nii.gz"), lungs.structures, volume.grid, description=inside)
     if run.job.wanted.iso and iso_grid is not None:
         from ctnode.ct.resample import resample_labels
 

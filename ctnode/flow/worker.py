@@ -134,6 +134,7 @@ class Worker:
             "out": str(folder),
             "pipeline": self.config.pipeline.model_dump(),
             "wanted": self.config.outputs.model_dump(),
+            "lungs": self.config.lungs.model_dump(),
         }
         bound = self._log.bind(job=lease.job_id, series=series.name, revision=revision.n, attempt=lease.attempt)
         bound.info("job began", instances=series.instances)

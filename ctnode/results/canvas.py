@@ -15,9 +15,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from ctnode.ct.coarse import anatomical_axes
+from ctnode.ct.coarse import AIRWAY, LEFT, RIGHT, anatomical_axes
 from ctnode.ct.grid import Volume
-from ctnode.ct.sides import AIRWAY, LEFT, RIGHT
 from ctnode.ct.window import View, apply
 
 Colour = tuple[int, int, int]

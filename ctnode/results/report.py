@@ -249,6 +249,8 @@ def _write_status(draw: ImageDraw.ImageDraw, lungs: Lungs, *, y: int) -> None:
 def _write_table(draw: ImageDraw.ImageDraw, volume: Volume, measurements: Measurements, *, y: int) -> None:
     """Draw the numbers of right, left and both lungs, and what they depend on."""
     columns = {"right": 742, "left": 830, "both": 918}
+    if measurements.status is not LungStatus.OK:
+        draw.text((512, y), str(measurements.status), font=font(15), fill=WARNING)
     for name, x in columns.items():
         draw.text((x, y), name, font=font(15), fill=FAINT, anchor="ra")
     draw.line((512, y + 22, 920, y + 22), fill=FAINT)
@@ -265,5 +267,7 @@ def _write_table(draw: ImageDraw.ImageDraw, volume: Volume, measurements: Measur
         f"Vessels are included, trachea and main bronchi are not. Density depends on slice distance "
         f"({max(volume.grid.spacing_mm):.2f} mm), kernel{f' ({kernel})' if kernel else ''} and breath-hold."
     )
-    for number, text in enumerate(wrapped(depends, 12, 404)):
-        draw.text((512, y + 38 + 27 * len(_ROWS) + 17 * number), text, font=font(12), fill=FAINT)
+    lines = [(text, FAINT) for text in wrapped(depends, 12, 404)]
+    lines += [(text, WARNING) for warning in measurements.warnings for text in wrapped(warning, 12, 404)]
+    for number, (text, colour) in enumerate(lines):
+        draw.text((512, y + 38 + 27 * len(_ROWS) + 17 * number), text, font=font(12), fill=colour)

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.acceptance
 
 RESULTS = {
     "ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png",
-    "measurements.json", "report.dcm",
+    "measurements.json", "histogram.json", "histogram.csv", "report.dcm",
 }  # fmt: skip
 # Called by this title, a series waits longer: for senders that are several programs one after the other.
 PATIENT = "PATIENT"

@@ -22,7 +22,7 @@ from PIL import Image as Picture
 from pydicom.datadict import dictionary_VR
 
 from ctnode.archive import catalog, jobs, revisions
-from ctnode.config import Config, Log, Outputs, Pipeline, Storage
+from ctnode.config import Config, Log, LungMask, Outputs, Pipeline, Storage
 from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
 from ctnode.flow.doctor import examine
@@ -130,6 +130,7 @@ def finished(tmp_path: Path, said: io.StringIO) -> Iterator[tuple[Root, Path]]:
         "out": str(out),
         "pipeline": Pipeline(spacing_mm=3.0).model_dump(),
         "wanted": Outputs().model_dump(),
+        "lungs": LungMask().model_dump(),
     }
     child = subprocess.run(
         [sys.executable, "-m", "ctnode.flow.child"], input=json.dumps(order).encode(), capture_output=True, check=True

@@ -328,7 +328,7 @@ def chest_files(tmp_path_factory):
 
 ALL = {
     "ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png",
-    "measurements.json", "report.dcm",
+    "measurements.json", "histogram.json", "histogram.csv", "report.dcm",
 }  # fmt: skip
 
 
@@ -451,7 +451,8 @@ def test_a_volume_without_lungs_gets_no_mask(tmp_path):
     files = write_series(tmp_path, np.zeros(water.shape, np.int16), water, study_uid=STUDY, series_uid=SERIES)
     report = run(files, tmp_path / "out")
     assert report.lungs is LungStatus.NO_LUNGS
-    assert set(report.outputs) == ALL - {"lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png"}
+    of_lungs = {"lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png", "histogram.json", "histogram.csv"}
+    assert set(report.outputs) == ALL - of_lungs
 
 
 def test_a_volume_that_is_not_in_hu_is_not_measured(tmp_path):

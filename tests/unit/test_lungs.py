@@ -191,7 +191,8 @@ def test_touching_lungs_are_cut_apart(supine):
     voxels[bridge] = np.where(truth[bridge] > 0, voxels[bridge], -850)
     voxels[70:82, 40:44, 64] = -700
     found = segment(volume_of(voxels, grid))
-    assert found.quality["cut_share"] > 0.0
+    assert 1.0 < found.quality["cut_cm2"] < 20.0
+    assert found.quality["cut_thickness_mm"] > 0.0
     assert_lungs(found, truth)
 
 
