@@ -1,7 +1,8 @@
 """The status of a lung mask from its numbers.
 
-The limits of anatomy (volumes, ratio, mean) are wide usual ranges. Those of dense disease, gas and cut were set on a few
-public scans and on scans made from them by painting disease in; how often they are right on other patients is unknown.
+The limits of anatomy (volumes, ratio, mean) are wide usual ranges. Those of dense disease, gas and cut were set on a
+few public scans and on scans made from them by painting disease in; how often they are right on other patients is
+unknown.
 """
 
 from __future__ import annotations
