@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -247,8 +248,9 @@ def test_rebuild_and_backup(ctnode: Run, node: Root, tmp_path: Path) -> None:
 
 def test_the_index_is_made_anew_where_only_the_store_is_left(ctnode: Run, node: Root) -> None:
     node.close()
-    for path in (node.layout.database, node.layout.incoming, node.layout.run, node.layout.quarantine):
-        path.rmdir() if path.is_dir() else path.unlink()
+    node.layout.database.unlink()
+    for folder in (node.layout.incoming, node.layout.run, node.layout.quarantine):
+        shutil.rmtree(folder)
     assert apart("rebuild-index").code == 0
     assert ctnode("series", "show", SERIES, "--json").json["instances"] == 3
     node._open()
