@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import edt
 import fill_voids
 import numpy as np
 from scipy import ndimage
 
+from ctnode.ct.ball import dilated, eroded
 from ctnode.ct.body import Body
 from ctnode.ct.coarse import LEFT, RIGHT, Coarse, Labels, Mask, grown
 
@@ -39,13 +39,13 @@ def close_and_fill(
         lung = labels[window] == side
         # Room for the ball on all sides: cut short by the border of the volume it would swell the lung there.
         padded = np.pad(lung, [(pad, pad) for pad in margin])
-        near = edt.edt(~padded, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) <= radius_mm
-        depth = edt.edt(near, anisotropy=coarse.spacing_mm, black_border=False, parallel=2)
-        depth = depth[tuple(slice(pad, -pad) for pad in margin)]
-        ball = depth > radius_mm
+        near = dilated(padded, coarse.spacing_mm, radius_mm)
+        inner = tuple(slice(pad, -pad) for pad in margin)
+        ball = eroded(near, coarse.spacing_mm, radius_mm)[inner]
+        shallow = eroded(near, coarse.spacing_mm, radius_mm - 0.5 * min(coarse.spacing_mm))[inner]
         # The surface of a lung runs half a voxel beyond its outermost centres; that of a nodule at the chest wall too.
         # At the hilum the same would take in the trunks of the vessels.
-        rim = grown(ball & ~lung) & (depth > radius_mm - 0.5 * min(coarse.spacing_mm))
+        rim = grown(ball & ~lung) & shallow
         ball |= rim & (far_mm[window[2]] > _HILUM_MM)
         hu = coarse.hu[window]
         ball &= (hu > low) & (hu < high) & ~blocked[window] & (body.tissue | body.inside)[window]

@@ -205,10 +205,10 @@ def refine(volume: Volume, coarse: Coarse, codes: Labels, threshold_hu: float) -
     return labels
 
 
-def grown(mask: Mask) -> Mask:
-    """Return ``mask`` and its six neighbours."""
+def grown(mask: Mask, axes: tuple[int, ...] = (0, 1, 2)) -> Mask:
+    """Return ``mask`` and its direct neighbours along ``axes``."""
     result = mask.copy()
-    for axis in range(3):
+    for axis in axes:
         low = tuple(slice(None, -1) if other == axis else slice(None) for other in range(3))
         high = tuple(slice(1, None) if other == axis else slice(None) for other in range(3))
         result[low] |= mask[high]
