@@ -8,7 +8,7 @@ if it looks like lung, because padding and room air are never part of a patient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import cc3d
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ctnode.ct.ball import dilated, eroded
-from ctnode.ct.coarse import Coarse, Mask, grown
+from ctnode.ct.coarse import Box, Coarse, Mask, grown
 
 TISSUE_HU: Final = -500
 OPENING_MM: Final = 3.0
@@ -48,6 +48,10 @@ class Body:
     tissue: Mask
     inside: Mask
     cut: Mask
+
+    def part(self, box: Box) -> Self:
+        """Return what lies in ``box``."""
+        return type(self)(*(np.ascontiguousarray(mask[box]) for mask in (self.tissue, self.inside, self.cut)))
 
 
 def find_body(coarse: Coarse) -> Body | None:

@@ -73,13 +73,13 @@ def find_lungs(coarse: Coarse, air: Mask) -> Found:
     # Only the core tells gas from lung: the surface of both is a mixture with tissue.
     rim = 1.01 * max(coarse.spacing_mm[1:])
     core = eroded(air, coarse.spacing_mm, rim)
-    order = np.argsort(parts[air], kind="stable")
-    members, values, deep = parts[air][order], coarse.hu[air][order], core[air][order]
+    boxes = ndimage.find_objects(parts)
     chosen = np.zeros(len(sizes_ml), dtype=np.bool_)
     gas_ml, large = 0.0, 0
     for part in candidates:
-        span = slice(*np.searchsorted(members, (part, part + 1)))
-        hu, inner = values[span], values[span][deep[span]]
+        box = boxes[part - 1]
+        own = parts[box] == part
+        hu, inner = coarse.hu[box][own], coarse.hu[box][own & core[box]]
         inner = inner if inner.size >= 20 else hu
         large_lung = sizes_ml[part] > LARGEST_STOMACH_ML and np.percentile(inner, 99.0) > VESSEL_P99_HU
         if _is_gas(inner) and not large_lung:

@@ -14,7 +14,7 @@ from ctnode.ct.ball import eroded, opened
 from ctnode.ct.body import Body
 from ctnode.ct.coarse import AIRWAY, LEFT, RIGHT, Coarse, Labels, Mask, grown
 from ctnode.ct.grid import Volume
-from ctnode.ct.wall import Wall, wall_of
+from ctnode.ct.wall import Wall
 
 _PLAIN_GAS_HU: Final = -975.0
 _POCKET_DEPTH_MM: Final = 5.0
@@ -51,11 +51,10 @@ class Shape:
     threshold_hu: float
 
 
-def work_quality(shape: Shape, middle: float) -> dict[str, float]:
-    """Return what is read off the work grid."""
+def work_quality(shape: Shape, wall: Wall) -> dict[str, float]:
+    """Return what is read off the work grid; ``wall`` was measured there."""
     coarse, lungs = shape.coarse, shape.lungs > 0
     trachea_hu = _trachea_mean_hu(shape)
-    wall: Wall = wall_of(coarse, shape.body, shape.lungs, middle)
     right, left = (_hull(coarse, shape.lungs == side, shape.lungs > 0, shape.airway) for side in (RIGHT, LEFT))
     return {
         "height_mm": float(lungs.any(axis=(1, 2)).sum()) * coarse.spacing_mm[0],
