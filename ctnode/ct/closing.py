@@ -31,11 +31,9 @@ def close_and_fill(
     margin = [int(radius_mm / step) + 2 for step in coarse.spacing_mm]
     low, high = _ADDED_HU
     far_mm = np.abs(np.arange(labels.shape[2]) - middle) * coarse.spacing_mm[2]
-    for side in (RIGHT, LEFT):
-        boxes = ndimage.find_objects((labels == side).astype(np.uint8))
-        if not boxes:
+    for side, window in zip((RIGHT, LEFT), ndimage.find_objects(labels, max_label=LEFT), strict=True):
+        if window is None:
             continue
-        window = boxes[0]
         lung = labels[window] == side
         # Room for the ball on all sides: cut short by the border of the volume it would swell the lung there.
         padded = np.pad(lung, [(pad, pad) for pad in margin])

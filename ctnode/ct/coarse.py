@@ -127,7 +127,7 @@ def coarsen(volume: Volume, *, spacing_mm: float = WORK_SPACING_MM) -> Coarse:
         blocks = _merged(_merged(plane, factors[1], 0, np.add), factors[2], 1, np.add)
         means = blocks / (area * np.float32(count))
         hu[index] = np.rint(np.clip(means, -1024.0, 3071.0))
-        padded = None if volume.padding is None else volume.padding[slab].any(axis=0)
+        padded = None if volume.padding is None else np.logical_or.reduce(volume.padding[slab], axis=0)
         fill = _fill_hu(values)
         if fill is not None:
             fills.append(fill)
@@ -152,7 +152,7 @@ def coarsen(volume: Volume, *, spacing_mm: float = WORK_SPACING_MM) -> Coarse:
 
 
 def _merged(
-    values: npt.NDArray[Any], factor: int, axis: int, merge: np.ufunc, dtype: npt.DTypeLike = None
+    values: npt.NDArray[Any], factor: int, axis: int, merge: np.ufunc, dtype: type[np.generic] | None = None
 ) -> npt.NDArray[Any]:
     """Return ``values`` with each ``factor`` neighbours along ``axis`` (0 or 1) merged; the last may be fewer."""
     before = (slice(None),) * axis

@@ -150,10 +150,10 @@ def native_quality(volume: Volume, coarse: Coarse, labels: npt.NDArray[np.uint8]
     counts = np.zeros(4, dtype=np.int64)
     total = 0.0
     for plane, values in zip(labels, volume.voxels, strict=True):
-        here = np.bincount(plane.ravel(), minlength=4)
-        counts += here
-        if here[RIGHT] + here[LEFT]:
-            total += float(values[(plane == RIGHT) | (plane == LEFT)].sum(dtype=np.float64))
+        own = {label: plane == label for label in (RIGHT, LEFT, AIRWAY)}
+        for label, mask in own.items():
+            counts[label] += np.count_nonzero(mask)
+        total += float(values[own[RIGHT] | own[LEFT]].sum(dtype=np.float64))
     axis = coarse.order[0]
     planes = [np.isin(np.take(labels, end, axis=axis), (RIGHT, LEFT)) for end in (0, -1)]
     others = [step for other, step in enumerate(volume.grid.spacing_mm) if other != axis]
