@@ -40,7 +40,7 @@ def close_and_fill(
         near = dilated(padded, coarse.spacing_mm, radius_mm)
         inner = tuple(slice(pad, -pad) for pad in margin)
         ball = eroded(near, coarse.spacing_mm, radius_mm)[inner]
-        shallow = eroded(near, coarse.spacing_mm, radius_mm - 0.5 * min(coarse.spacing_mm))[inner]
+        shallow = eroded(near, coarse.spacing_mm, max(0.0, radius_mm - 0.5 * min(coarse.spacing_mm)))[inner]
         # The surface of a lung runs half a voxel beyond its outermost centres; that of a nodule at the chest wall too.
         # At the hilum the same would take in the trunks of the vessels.
         rim = grown(ball & ~lung) & shallow
