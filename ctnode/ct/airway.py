@@ -51,7 +51,11 @@ def _tube(coarse: Coarse, body: Body, lungs: Mask, lumen_hu: int, least_cm2: flo
     """Return the longest chain of round dark regions near the midline in successive planes, ``(s, p, l)``."""
     structure = np.zeros((3, 3, 3), dtype=bool)
     structure[1] = True
-    regions, count = ndimage.label(body.inside & (coarse.hu < lumen_hu), structure=structure)
+    # The trachea ends above the lower half of the lungs.
+    lowest = int(np.median(np.nonzero(lungs.any(axis=(1, 2)))[0]))
+    dark = body.inside & (coarse.hu < lumen_hu)
+    dark[:lowest] = False
+    regions, count = ndimage.label(dark, structure=structure)
     if count == 0:
         return None
     step_mm, row_mm, column_mm = coarse.spacing_mm
@@ -61,16 +65,12 @@ def _tube(coarse: Coarse, body: Body, lungs: Mask, lumen_hu: int, least_cm2: flo
     middles = [_middle(plane) for plane in body.tissue | body.inside]
     # An arm or the field of view moves the middle of the body, a collapsed lung that of the lungs.
     between = _middle(lungs.any(axis=0))
-    # The trachea ends above the lower half of the lungs.
-    lowest = int(np.median(np.nonzero(lungs.any(axis=(1, 2)))[0]))
     length = np.zeros(count + 1)
     above = np.zeros(count + 1, dtype=np.int64)
     # Regions are numbered plane by plane from the feet upwards; chains are built from the head downwards.
     for label in range(count, 0, -1):
         plane, rows, columns = boxes[label - 1]
         index = plane.start
-        if index < lowest:
-            break
         height_mm, width_mm = (rows.stop - rows.start) * row_mm, (columns.stop - columns.start) * column_mm
         column = (columns.start + columns.stop - 1) / 2.0
         off_mm = min(abs(column - middles[index]), abs(column - between)) * column_mm

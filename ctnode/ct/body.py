@@ -8,15 +8,15 @@ if it looks like lung, because padding and room air are never part of a patient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import cc3d
-import edt
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ctnode.ct.coarse import Coarse, Mask
+from ctnode.ct.ball import dilated, eroded
+from ctnode.ct.coarse import Box, Coarse, Mask, grown
 
 TISSUE_HU: Final = -500
 OPENING_MM: Final = 3.0
@@ -27,6 +27,7 @@ THRESHOLD_LIMITS_HU: Final = (-600.0, -300.0)
 _SOFT_HU: Final = (0, 100)
 _LARGEST_EDGE_FRACTION: Final = 0.7
 _LEAST_OVERLAP: Final = 0.5
+_PLANE_AXES: Final = (1, 2)
 _IN_PLANE: Final = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], dtype=bool)
 
 
@@ -48,19 +49,22 @@ class Body:
     inside: Mask
     cut: Mask
 
+    def part(self, box: Box) -> Self:
+        """Return what lies in ``box``."""
+        return type(self)(*(np.ascontiguousarray(mask[box]) for mask in (self.tissue, self.inside, self.cut)))
+
 
 def find_body(coarse: Coarse) -> Body | None:
     """Return the body, or None where no tissue survives the opening (air, a single wire phantom)."""
     tissue = (coarse.hu > TISSUE_HU) & ~coarse.outside
     spacing = coarse.spacing_mm
     # Voxels larger than the ball are not opened: they show no couch shell either, but walls of two or three voxels.
-    core = edt.edt(tissue, anisotropy=spacing, black_border=False, parallel=2) > OPENING_MM
+    core = eroded(tissue, spacing, OPENING_MM)
     if not core.any():
         return None
     core = cc3d.largest_k(core, k=1, connectivity=6, binary_image=True).astype(bool)
     # What the opening took from the body's own surface comes back: walls may be thinner than the ball.
-    near = edt.edt(~core, anisotropy=spacing, black_border=False, parallel=2) <= RECOVERY_MM
-    tissue &= near
+    tissue &= dilated(core, spacing, RECOVERY_MM)
     inside, cut = _enclosed(coarse, tissue, core)
     return Body(tissue=tissue, inside=inside, cut=cut)
 
@@ -81,23 +85,26 @@ def _enclosed(
     air = ~tissue & ~coarse.outside
     regions, count = ndimage.label(air, structure=_IN_PLANE)
     # The edge of the field of view: the border of the image, and all that is next to padding within the plane.
-    edge = ndimage.binary_dilation(coarse.outside, structure=_IN_PLANE)
+    edge = grown(coarse.outside, _PLANE_AXES)
     edge[:, [0, -1], :] = True
     edge[:, :, [0, -1]] = True
     edge &= air
 
+    of_air = regions[air]
+
     def voxels(mask: Mask) -> npt.NDArray[np.int64]:
-        return np.bincount(regions[mask], minlength=count + 1)
+        return np.bincount(of_air[mask[air]], minlength=count + 1)
 
     # A chest cut by the field of view: a large region, mostly lung, with a wall of tissue round most of it and patient
     # on three sides at least. The foam of a couch has the density of emphysema, but no such wall.
-    sizes, at_edge = voxels(air), voxels(edge)
-    wall = voxels(air & ndimage.binary_dilation(tissue, structure=_IN_PLANE))
+    sizes, at_edge = np.bincount(of_air, minlength=count + 1), voxels(edge)
+    wall = voxels(grown(tissue, _PLANE_AXES))
     sides = _sides_with_patient(core)
-    lung_like = voxels(air & (coarse.hu > ROOM_AIR_HU)) > lung_fraction * sizes
+    lung_like = voxels(coarse.hu > ROOM_AIR_HU) > lung_fraction * sizes
     large = sizes * (coarse.spacing_mm[1] * coarse.spacing_mm[2] / 100.0) >= smallest_cut_cm2
-    lung_like &= large & (2 * voxels(air & (sides >= 2)) > sizes)
-    cut_lung = lung_like & (2 * voxels(air & (sides >= 3)) > sizes)
+    between = 2 * voxels(sides >= 2) > sizes
+    lung_like &= large & between
+    cut_lung = lung_like & (2 * voxels(sides >= 3) > sizes)
     cut_lung &= at_edge <= largest_edge_fraction * (at_edge + wall)
     # Where the circle of reconstruction takes away most of the wall, the planes above and below still tell a lung.
     possible = lung_like & (at_edge <= _LARGEST_EDGE_FRACTION * (at_edge + wall))
@@ -109,7 +116,7 @@ def _enclosed(
         for plane, neighbour in upwards + downwards:
             shared = np.bincount(regions[plane][cut_lung[regions[neighbour]]], minlength=count + 1)
             cut_lung |= possible & (shared > _LEAST_OVERLAP * sizes)
-    enclosed = (at_edge == 0) & (~large | (2 * voxels(air & (sides >= 2)) > sizes))
+    enclosed = (at_edge == 0) & (~large | between)
     enclosed |= cut_lung
     enclosed[0] = False
     inside: Mask = enclosed[regions]
@@ -119,9 +126,14 @@ def _enclosed(
 def _sides_with_patient(core: Mask) -> npt.NDArray[np.uint8]:
     """Return from how many of the four directions in its plane each voxel sees ``core`` (s, p, l), uint8."""
     seen = np.zeros(core.shape, dtype=np.uint8)
-    for axis in (1, 2):
-        seen += np.logical_or.accumulate(core, axis=axis)
-        seen += np.flip(np.logical_or.accumulate(np.flip(core, axis), axis=axis), axis)
+    for axis in _PLANE_AXES:
+        size = core.shape[axis]
+        index = np.arange(size, dtype=np.int16).reshape((-1, 1) if axis == 1 else (1, -1))
+        any_core = core.any(axis=axis, keepdims=True)
+        first = np.where(any_core, core.argmax(axis=axis, keepdims=True), size).astype(np.int16)
+        last = np.where(any_core, size - 1 - np.flip(core, axis).argmax(axis=axis, keepdims=True), -1).astype(np.int16)
+        seen += index >= first
+        seen += index <= last
     return seen
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import edt
 import fill_voids
 import numpy as np
 from scipy import ndimage
 
+from ctnode.ct.ball import dilated, eroded
 from ctnode.ct.body import Body
 from ctnode.ct.coarse import LEFT, RIGHT, Coarse, Labels, Mask, grown
 
@@ -31,21 +31,19 @@ def close_and_fill(
     margin = [int(radius_mm / step) + 2 for step in coarse.spacing_mm]
     low, high = _ADDED_HU
     far_mm = np.abs(np.arange(labels.shape[2]) - middle) * coarse.spacing_mm[2]
-    for side in (RIGHT, LEFT):
-        boxes = ndimage.find_objects((labels == side).astype(np.uint8))
-        if not boxes:
+    for side, window in zip((RIGHT, LEFT), ndimage.find_objects(labels, max_label=LEFT), strict=True):
+        if window is None:
             continue
-        window = boxes[0]
         lung = labels[window] == side
         # Room for the ball on all sides: cut short by the border of the volume it would swell the lung there.
         padded = np.pad(lung, [(pad, pad) for pad in margin])
-        near = edt.edt(~padded, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) <= radius_mm
-        depth = edt.edt(near, anisotropy=coarse.spacing_mm, black_border=False, parallel=2)
-        depth = depth[tuple(slice(pad, -pad) for pad in margin)]
-        ball = depth > radius_mm
+        near = dilated(padded, coarse.spacing_mm, radius_mm)
+        inner = tuple(slice(pad, -pad) for pad in margin)
+        ball = eroded(near, coarse.spacing_mm, radius_mm)[inner]
+        shallow = eroded(near, coarse.spacing_mm, max(0.0, radius_mm - 0.5 * min(coarse.spacing_mm)))[inner]
         # The surface of a lung runs half a voxel beyond its outermost centres; that of a nodule at the chest wall too.
         # At the hilum the same would take in the trunks of the vessels.
-        rim = grown(ball & ~lung) & (depth > radius_mm - 0.5 * min(coarse.spacing_mm))
+        rim = grown(ball & ~lung) & shallow
         ball |= rim & (far_mm[window[2]] > _HILUM_MM)
         hu = coarse.hu[window]
         ball &= (hu > low) & (hu < high) & ~blocked[window] & (body.tissue | body.inside)[window]

@@ -7,13 +7,13 @@ is interpolated, and its axes always grow to the head, to the back and to the le
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Any, Final
+from typing import Any, Final, Self
 
+import cc3d
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from ctnode.ct.grid import Grid, Volume
 
@@ -22,6 +22,7 @@ WORK_SPACING_MM: Final = 2.0
 Int16Array = npt.NDArray[np.int16]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
+Box = tuple[slice, slice, slice]
 
 # Labels of the masks, on the work grid and on the native one.
 RIGHT: Final = 1
@@ -74,6 +75,10 @@ class Coarse:
         """Return the volume of one work voxel in millilitres."""
         return float(np.prod(self.spacing_mm)) / 1000.0
 
+    def part(self, box: Box) -> Self:
+        """Return what lies in ``box``; its arrays go with others of that box, not back to the native voxels."""
+        return replace(self, hu=np.ascontiguousarray(self.hu[box]), outside=np.ascontiguousarray(self.outside[box]))
+
     def to_native_order(self, work: Labels) -> Labels:
         """Return ``work`` (s, p, l) with its axes in the native order and direction, still coarse."""
         flips = tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
@@ -118,11 +123,11 @@ def coarsen(volume: Volume, *, spacing_mm: float = WORK_SPACING_MM) -> Coarse:
     for index, (first, count) in enumerate(zip(starts[0], sizes[0], strict=True)):
         slab = slice(int(first), int(first + count))
         values = volume.voxels[slab]
-        plane = values.sum(axis=0, dtype=total)
-        blocks = np.add.reduceat(np.add.reduceat(plane, starts[1], axis=0), starts[2], axis=1)
+        plane = _merged(values, factors[0], 0, np.add, total)[0]
+        blocks = _merged(_merged(plane, factors[1], 0, np.add), factors[2], 1, np.add)
         means = blocks / (area * np.float32(count))
         hu[index] = np.rint(np.clip(means, -1024.0, 3071.0))
-        padded = None if volume.padding is None else volume.padding[slab].any(axis=0)
+        padded = None if volume.padding is None else np.logical_or.reduce(volume.padding[slab], axis=0)
         fill = _fill_hu(values)
         if fill is not None:
             fills.append(fill)
@@ -131,9 +136,7 @@ def coarsen(volume: Volume, *, spacing_mm: float = WORK_SPACING_MM) -> Coarse:
                 unmeasured = (values == fill).any(axis=0)
                 padded = unmeasured if padded is None else padded | unmeasured
         if padded is not None:
-            outside[index] |= np.logical_or.reduceat(
-                np.logical_or.reduceat(padded, starts[1], axis=0), starts[2], axis=1
-            )
+            outside[index] |= _merged(_merged(padded, factors[1], 0, np.logical_or), factors[2], 1, np.logical_or)
     order, flipped = anatomical_axes(volume.grid)
     flips = tuple(slice(None, None, -1 if flip else 1) for flip in flipped)
     work = [step * factor for step, factor in zip(native, factors, strict=True)]
@@ -146,6 +149,19 @@ def coarsen(volume: Volume, *, spacing_mm: float = WORK_SPACING_MM) -> Coarse:
         factors=(factors[0], factors[1], factors[2]),
         fill_hu=min(fills, default=0.0),
     )
+
+
+def _merged(
+    values: npt.NDArray[Any], factor: int, axis: int, merge: np.ufunc, dtype: type[np.generic] | None = None
+) -> npt.NDArray[Any]:
+    """Return ``values`` with each ``factor`` neighbours along ``axis`` (0 or 1) merged; the last may be fewer."""
+    before = (slice(None),) * axis
+    merged = values[(*before, slice(0, None, factor))].astype(dtype or values.dtype)
+    for offset in range(1, factor):
+        further = values[(*before, slice(offset, None, factor))]
+        part = merged[(*before, slice(0, further.shape[axis]))]
+        merge(part, further, out=part)
+    return merged
 
 
 def _fill_hu(values: npt.NDArray[Any]) -> float | None:
@@ -165,7 +181,7 @@ def _filled(means: npt.NDArray[Any], fill: float) -> Mask:
 
     The fill is the least value, so a mean that equals it has no other value in it.
     """
-    parts, _ = ndimage.label(means == fill)
+    parts = cc3d.connected_components(means == fill, connectivity=4)
     ends = np.unique(parts[[0, 0, -1, -1], [0, -1, 0, -1]])
     filled: Mask = np.isin(parts, ends[ends > 0])
     return filled
@@ -205,10 +221,20 @@ def refine(volume: Volume, coarse: Coarse, codes: Labels, threshold_hu: float) -
     return labels
 
 
-def grown(mask: Mask) -> Mask:
-    """Return ``mask`` and its six neighbours."""
+def box_of(mask: Mask) -> Box:
+    """Return the box of ``mask`` (s, p, l), which is not empty, with at least one voxel to spare where there is one.
+
+    It starts at even indices: halves are rounded to the same side in the box as in the whole.
+    """
+    found = (np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    planes, rows, columns = (slice(max(0, (int(ends[0]) - 1) // 2 * 2), int(ends[-1]) + 2) for ends in found)
+    return planes, rows, columns
+
+
+def grown(mask: Mask, axes: tuple[int, ...] = (0, 1, 2)) -> Mask:
+    """Return ``mask`` and its direct neighbours along ``axes``."""
     result = mask.copy()
-    for axis in range(3):
+    for axis in axes:
         low = tuple(slice(None, -1) if other == axis else slice(None) for other in range(3))
         high = tuple(slice(1, None) if other == axis else slice(None) for other in range(3))
         result[low] |= mask[high]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import cc3d
-import edt
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from skimage.segmentation import watershed
 
+from ctnode.ct.ball import eroded
 from ctnode.ct.coarse import Coarse, Int16Array, Mask, grown
 
 # A component is lung if it is this large (an adult's lung; a thin slab is judged by its mean area instead), ...
@@ -72,14 +72,14 @@ def find_lungs(coarse: Coarse, air: Mask) -> Found:
     candidates = np.flatnonzero(sizes_ml >= min(smallest_ml, SMALLEST_PIECE_ML))
     # Only the core tells gas from lung: the surface of both is a mixture with tissue.
     rim = 1.01 * max(coarse.spacing_mm[1:])
-    core = edt.edt(air, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) > rim
-    order = np.argsort(parts[air], kind="stable")
-    members, values, deep = parts[air][order], coarse.hu[air][order], core[air][order]
+    core = eroded(air, coarse.spacing_mm, rim)
+    boxes = ndimage.find_objects(parts)
     chosen = np.zeros(len(sizes_ml), dtype=np.bool_)
     gas_ml, large = 0.0, 0
     for part in candidates:
-        span = slice(*np.searchsorted(members, (part, part + 1)))
-        hu, inner = values[span], values[span][deep[span]]
+        box = boxes[part - 1]
+        own = parts[box] == part
+        hu, inner = coarse.hu[box][own], coarse.hu[box][own & core[box]]
         inner = inner if inner.size >= 20 else hu
         large_lung = sizes_ml[part] > LARGEST_STOMACH_ML and np.percentile(inner, 99.0) > VESSEL_P99_HU
         if _is_gas(inner) and not large_lung:
@@ -108,10 +108,10 @@ def gas_below(coarse: Coarse, lungs: Mask) -> Mask:
     plain = lungs & (smooth < _POCKET_HU)
     planes = np.flatnonzero(lungs.any(axis=(1, 2)))
     plain[(planes[0] + planes[-1]) // 2 + 1 :] = False
-    cores = _deeper(coarse, plain, min(_POCKET_RADIUS_MM, 1.5 * max(coarse.spacing_mm)))
+    cores = eroded(plain, coarse.spacing_mm, min(_POCKET_RADIUS_MM, 1.5 * max(coarse.spacing_mm)))
     smallest = max(2, int(_SMALLEST_CORE_ML / coarse.voxel_ml))
     pockets = cc3d.dust(cores, threshold=smallest, connectivity=26).astype(np.bool_)
-    lung_core = _deeper(coarse, lungs & ~grown(plain), _POCKET_RADIUS_MM) & (smooth > -945) & (smooth < -500)
+    lung_core = eroded(lungs & ~grown(plain), coarse.spacing_mm, _POCKET_RADIUS_MM) & (smooth > -945) & (smooth < -500)
     if not pockets.any() or not lung_core.any():
         return gas
     markers = cc3d.connected_components(pockets, connectivity=26).astype(np.int32)
@@ -123,12 +123,6 @@ def gas_below(coarse: Coarse, lungs: Mask) -> Mask:
         if label > 1 and box is not None and _is_below(coarse, areas, label, box):
             gas[box] |= areas[box] == label
     return gas
-
-
-def _deeper(coarse: Coarse, mask: Mask, depth_mm: float) -> Mask:
-    """Return the voxels of ``mask`` (s, p, l) that lie deeper in it than ``depth_mm``."""
-    deeper: Mask = edt.edt(mask, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) > depth_mm
-    return deeper
 
 
 def _is_below(coarse: Coarse, areas: npt.NDArray[np.int32], label: int, box: tuple[slice, ...]) -> bool:

@@ -21,13 +21,27 @@ from ctnode.config import LungMask
 from ctnode.ct.airway import find_airway
 from ctnode.ct.body import air_threshold_hu, find_body
 from ctnode.ct.closing import close_and_fill
-from ctnode.ct.coarse import AIRWAY, BY_THRESHOLD, LEFT, RIGHT, Coarse, Labels, Mask, coarsen, grown, refine
+from ctnode.ct.coarse import (
+    AIRWAY,
+    BY_THRESHOLD,
+    LEFT,
+    RIGHT,
+    Box,
+    Coarse,
+    Labels,
+    Mask,
+    box_of,
+    coarsen,
+    grown,
+    refine,
+)
 from ctnode.ct.gas import SMALLEST_PIECE_ML, find_lungs, gas_below
 from ctnode.ct.grid import Volume
 from ctnode.ct.judge import judge
 from ctnode.ct.options import dilated, inner_structures
 from ctnode.ct.quality import Shape, native_quality, work_quality
 from ctnode.ct.sides import midline, separate
+from ctnode.ct.wall import wall_of
 from ctnode.words import LungStatus
 
 WITHOUT_MASK: Final = (LungStatus.NO_LUNGS, LungStatus.NOT_RUN)
@@ -100,19 +114,24 @@ def segment(volume: Volume, settings: LungMask | None = None) -> Lungs:
         )
     airway = find_airway(coarse, body, air, found.lungs)
     middle = midline(coarse, body, airway if airway.any() else None)
-    lungs = found.lungs & ~airway
-    gas = gas_below(coarse, lungs) if lungs.any() else np.zeros_like(lungs)
-    sides = separate(coarse, _without_crumbs(coarse, lungs & ~gas), middle)
+    # From here on nothing happens farther than a voxel from the lungs and the airway.
+    box = box_of(found.lungs | airway)
+    near, around, center = coarse.part(box), body.part(box), middle - box[2].start
+    air, airway = air[box], airway[box]
+    lungs = found.lungs[box] & ~airway
+    gas = gas_below(near, lungs) if lungs.any() else np.zeros_like(lungs)
+    sides = separate(near, _without_crumbs(near, lungs & ~gas), center)
     blocked = airway | (air & (sides.labels == 0))
-    closed, added = close_and_fill(coarse, body, sides.labels, blocked, radius_mm=settings.closing_mm, middle=middle)
-    labels = refine(volume, coarse, _codes(closed, added, airway, air), threshold)
+    closed, added = close_and_fill(near, around, sides.labels, blocked, radius_mm=settings.closing_mm, middle=center)
+    labels = refine(volume, coarse, _placed(_codes(closed, added, airway, air), box, coarse), threshold)
     structures = None
     if settings.structures or not settings.fill_structures:
         structures = inner_structures(volume, labels, threshold)
         if not settings.fill_structures:
             labels[structures > 0] = 0
     labels = dilated(volume, labels, settings.dilation_mm)
-    shape = Shape(coarse, body, closed, added, airway, threshold)
+    shape = Shape(near, around, closed, added, airway, threshold)
+    wall = wall_of(coarse, body, _placed(closed, box, coarse), middle)
     quality = {
         "threshold_hu": threshold,
         "threshold_clamped": float(clamped),
@@ -120,7 +139,7 @@ def segment(volume: Volume, settings: LungMask | None = None) -> Lungs:
         "rejected_gas_ml": found.gas_ml + float(gas.sum()) * coarse.voxel_ml,
         "cut_cm2": 0.0 if sides.cut is None else sides.cut.area_cm2,
         "cut_thickness_mm": 0.0 if sides.cut is None else sides.cut.thickness_mm,
-        **work_quality(shape, middle),
+        **work_quality(shape, wall),
         **native_quality(volume, coarse, labels),
     }
     status, reasons = judge(quality, sides, settings)
@@ -138,6 +157,13 @@ def _none(
     """Return the answer for a volume without lungs, or without the values to look for them."""
     labels = np.zeros(volume.grid.shape, dtype=np.uint8)
     return Lungs(labels, status, (reason,), MappingProxyType(dict(quality or {})), float("nan"))
+
+
+def _placed(part: Labels, box: Box, coarse: Coarse) -> Labels:
+    """Return ``part``, which fills ``box``, on the whole work grid."""
+    whole = np.zeros(coarse.hu.shape, dtype=np.uint8)
+    whole[box] = part
+    return whole
 
 
 def _without_crumbs(coarse: Coarse, lungs: Mask) -> Mask:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import edt
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
+from ctnode.ct.ball import eroded, opened
 from ctnode.ct.body import Body
 from ctnode.ct.coarse import AIRWAY, LEFT, RIGHT, Coarse, Labels, Mask, grown
 from ctnode.ct.grid import Volume
-from ctnode.ct.wall import Wall, wall_of
+from ctnode.ct.wall import Wall
 
 _PLAIN_GAS_HU: Final = -975.0
 _POCKET_DEPTH_MM: Final = 5.0
@@ -51,11 +51,10 @@ class Shape:
     threshold_hu: float
 
 
-def work_quality(shape: Shape, middle: float) -> dict[str, float]:
-    """Return what is read off the work grid."""
+def work_quality(shape: Shape, wall: Wall) -> dict[str, float]:
+    """Return what is read off the work grid; ``wall`` was measured there."""
     coarse, lungs = shape.coarse, shape.lungs > 0
     trachea_hu = _trachea_mean_hu(shape)
-    wall: Wall = wall_of(coarse, shape.body, shape.lungs, middle)
     right, left = (_hull(coarse, shape.lungs == side, shape.lungs > 0, shape.airway) for side in (RIGHT, LEFT))
     return {
         "height_mm": float(lungs.any(axis=(1, 2)).sum()) * coarse.spacing_mm[0],
@@ -81,8 +80,8 @@ def _trachea_mean_hu(shape: Shape) -> float:
         return float("nan")
     planes = np.flatnonzero(shape.airway.any(axis=(1, 2)))
     upper = slice(int(planes[len(planes) // 2]), int(planes[-1]) + 1)
-    depth = edt.edt(shape.airway[upper], anisotropy=shape.coarse.spacing_mm, black_border=False, parallel=2)
-    core = depth > max(_TRACHEA_DEPTH_MM, 1.25 * max(shape.coarse.spacing_mm[1:]))
+    depth_mm = max(_TRACHEA_DEPTH_MM, 1.25 * max(shape.coarse.spacing_mm[1:]))
+    core = eroded(shape.airway[upper], shape.coarse.spacing_mm, depth_mm)
     return float(shape.coarse.hu[upper][core].mean()) if core.any() else float("nan")
 
 
@@ -124,25 +123,16 @@ def _enclosed_mass_ml(shape: Shape) -> float:
         lung = shape.lungs[box] == side
         over = np.logical_or.accumulate(lung, axis=0)
         under = np.flip(np.logical_or.accumulate(np.flip(lung, 0), axis=0), 0)
-        opened = _opened(coarse, over & under & soft[box], _MASS_RADIUS_MM)
-        largest = max(largest, float(opened.sum()) * coarse.voxel_ml)
+        mass = opened(over & under & soft[box], coarse.spacing_mm, _MASS_RADIUS_MM)
+        largest = max(largest, float(mass.sum()) * coarse.voxel_ml)
     return largest
-
-
-def _opened(coarse: Coarse, mask: Mask, radius_mm: float) -> Mask:
-    """Return the part of ``mask`` (s, p, l) in which a ball of ``radius_mm`` finds room."""
-    cores = edt.edt(mask, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) > radius_mm
-    if not cores.any():
-        return np.zeros_like(mask)
-    near: Mask = edt.edt(~cores, anisotropy=coarse.spacing_mm, black_border=False, parallel=2) <= radius_mm
-    return near & mask
 
 
 def _gas_pocket_ml(coarse: Coarse, lungs: Mask, trachea_hu: float) -> float:
     """Return how much of the lungs is plain gas and thick: bulla, pneumothorax, or bowel that leaked in."""
     level = _PLAIN_GAS_HU if np.isnan(trachea_hu) else float(np.clip(trachea_hu + 15.0, -985.0, -960.0))
     gas = lungs & (ndimage.uniform_filter(coarse.hu, 3, mode="nearest") < level)
-    return float(_opened(coarse, gas, _POCKET_DEPTH_MM).sum()) * coarse.voxel_ml
+    return float(opened(gas, coarse.spacing_mm, _POCKET_DEPTH_MM).sum()) * coarse.voxel_ml
 
 
 def _fov_cut_cm2(coarse: Coarse, body: Body, lungs: Mask) -> float:
@@ -160,10 +150,10 @@ def native_quality(volume: Volume, coarse: Coarse, labels: npt.NDArray[np.uint8]
     counts = np.zeros(4, dtype=np.int64)
     total = 0.0
     for plane, values in zip(labels, volume.voxels, strict=True):
-        here = np.bincount(plane.ravel(), minlength=4)
-        counts += here
-        if here[RIGHT] + here[LEFT]:
-            total += float(values[(plane == RIGHT) | (plane == LEFT)].sum(dtype=np.float64))
+        own = {label: plane == label for label in (RIGHT, LEFT, AIRWAY)}
+        for label, mask in own.items():
+            counts[label] += np.count_nonzero(mask)
+        total += float(values[own[RIGHT] | own[LEFT]].sum(dtype=np.float64))
     axis = coarse.order[0]
     planes = [np.isin(np.take(labels, end, axis=axis), (RIGHT, LEFT)) for end in (0, -1)]
     others = [step for other, step in enumerate(volume.grid.spacing_mm) if other != axis]

@@ -124,17 +124,22 @@ def _plausible(coarse: Coarse, done: Cut) -> bool:
 def _adopt(coarse: Coarse, lungs: Mask, labels: Labels) -> None:
     """Give every piece of ``lungs`` without a label the label of the nearer lung; pieces far from both stay out."""
     pieces = cc3d.connected_components(lungs & (labels == 0), connectivity=6)
-    count = int(pieces.max())
-    if count == 0:
-        return
-    nearest = np.full((2, count + 1), np.inf)
-    where = np.flatnonzero(pieces)
-    for row, side in enumerate((RIGHT, LEFT)):
-        if (labels == side).any():
-            distance = edt.edt(labels != side, anisotropy=coarse.spacing_mm, black_border=False, parallel=2)
-            np.minimum.at(nearest[row], pieces.ravel()[where], distance.ravel()[where])
-    nearest[:, 0] = 0.0
-    given = np.where(nearest[0] <= nearest[1], RIGHT, LEFT).astype(np.uint8)
-    given[nearest.min(axis=0) > _NEAR_MM] = 0
-    given[0] = 0
-    np.copyto(labels, given[pieces], where=pieces > 0)
+    margins = [int(_NEAR_MM / step) + 1 for step in coarse.spacing_mm]
+    sides = labels.copy()
+    for piece, box in enumerate(ndimage.find_objects(pieces), start=1):
+        # No farther than a lung may be from the piece; most pieces are small.
+        around = tuple(
+            slice(max(0, part.start - margin), part.stop + margin) for part, margin in zip(box, margins, strict=True)
+        )
+        own, lung = pieces[around] == piece, sides[around]
+        nearest = {side: _distance_mm(coarse, own, lung == side) for side in (RIGHT, LEFT)}
+        side = RIGHT if nearest[RIGHT] <= nearest[LEFT] else LEFT
+        if nearest[side] <= _NEAR_MM:
+            labels[around][own] = side
+
+
+def _distance_mm(coarse: Coarse, own: Mask, lung: Mask) -> float:
+    """Return the distance between two masks (s, p, l) of one box, infinite where one is empty."""
+    if not lung.any():
+        return float("inf")
+    return float(edt.edt(~lung, anisotropy=coarse.spacing_mm, black_border=False)[own].min())
