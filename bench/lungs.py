@@ -39,7 +39,7 @@ Phantom = tuple[np.ndarray, np.ndarray, Grid]
 
 COVERED_MM = 300.0
 PIXEL_MM = 0.7
-# The adult: a body of 390 mm in a field of view of 420 mm, painted in parts to hold few slices in float32. Of the usual
+# The adult: a body of 375 mm in a field of view of 420 mm, painted in parts to hold few slices in float32. Of the usual
 # pixels these make the finest work grid.
 ADULT = Chest(fat=30.0, junction=0.8, colon_gas=True)
 ADULT_PIXEL_MM = 0.82
