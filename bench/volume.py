@@ -112,9 +112,14 @@ def by_dicom2nifti(place: Path) -> Iterator[Answer]:
         yield from _niftis(Path(out))
 
 
+def program(name: str) -> str:
+    """Return a program of this environment, activated or not, or of the system."""
+    return shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") or name
+
+
 def by_dcm2niix(place: Path) -> Iterator[Answer]:
     with tempfile.TemporaryDirectory() as out:
-        command = [shutil.which("dcm2niix") or "dcm2niix", "-z", "n", "-o", out, str(place)]
+        command = [program("dcm2niix"), "-z", "n", "-o", out, str(place)]
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=60)
         yield from _niftis(Path(out))
 
@@ -413,7 +418,7 @@ def times(slices: int, pairs: int, syntax: str, only_ours: bool) -> None:
                 {},
             ),
             "ctnode, ct.nii.gz": (process, VOLUMES_ONLY | {"CTNODE_OUTPUTS__ISO": "false"}),
-            "dcm2niix, ct.nii.gz": (["dcm2niix", "-z", "y", "-1", "-o", str(out), str(source)], {}),
+            "dcm2niix, ct.nii.gz": ([program("dcm2niix"), "-z", "y", "-1", "-o", str(out), str(source)], {}),
             "textbook, nothing written": ([sys.executable, "-c", TEXTBOOK, str(source)], {}),
             "ctnode, everything": (process, {}),
         }
