@@ -102,16 +102,25 @@ def _keys(distance: FloatArray, width: float) -> FloatArray:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def _overlap(distance: FloatArray, width: float) -> FloatArray:
-    """Return how much of the source voxel lies inside the target voxel of ``width`` source voxels."""
-    return np.clip((width + 1.0) / 2.0 - np.abs(distance), 0.0, 1.0)
+def _covered(distance: FloatArray, width: float) -> FloatArray:
+    """Return the share of the target voxel of ``width`` source voxels in the linear interpolation of the source.
+
+    A mean of whole source voxels would let 0.157 of a sine of 0.45 cycles a voxel through where two become one; the
+    mean of the line through them lets 0.08 through.
+    """
+
+    def below(x: FloatArray) -> FloatArray:
+        x = np.clip(x, -1.0, 1.0)
+        return np.where(x < 0.0, (x + 1.0) ** 2 / 2.0, 1.0 - (1.0 - x) ** 2 / 2.0)
+
+    return below(distance + width / 2.0) - below(distance - width / 2.0)
 
 
 # Each with how far it reaches, in multiples of its width, and in voxels besides.
 _KERNELS: Final[dict[Method, tuple[Callable[[FloatArray, float], FloatArray], float, float]]] = {
     "linear": (_triangle, 1.0, 0.0),
     "cubic": (_keys, 2.0, 0.0),
-    "area": (_overlap, 0.5, 0.5),
+    "area": (_covered, 0.5, 1.0),
 }
 
 
@@ -197,8 +206,8 @@ def resample(voxels: _Voxels, grid: Grid, target: Grid, *, method: Method = "lin
         LPS; both along the same axes.
     method
         ``linear``; ``cubic`` (sharper; along each axis never beyond the voxels that take part, so that bone and metal
-        make no halo); ``area`` (the mean over each new voxel, where it is larger than the old ones; else linear).
-        All average what a coarser grid cannot hold.
+        make no halo); ``area`` (the mean of the linear interpolation over each new voxel, where that is larger than the
+        old ones; else linear). All average what a coarser grid cannot hold.
     threads
         Parts of the target that are made at the same time; the result does not depend on it.
 
