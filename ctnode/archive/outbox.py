@@ -12,18 +12,21 @@ from ctnode.archive.database import Database
 from ctnode.words import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, NotFound, next_state
 
 LEASE_S: Final = 600.0
+ORIGINAL: Final = "original"
 
 _OPEN: Final = "state IN ('PENDING', 'SENDING', 'RETRY')"
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One object for one destination, as the pipeline hands it over."""
+    """One object for one destination; ``path`` is below store/ for originals, else below the results folder."""
 
     target: str
     kind: str
     path: str
     digest: str
+    # Higher goes first.
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

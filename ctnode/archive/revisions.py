@@ -138,11 +138,13 @@ def _settle_study(database: Database, series_id: int) -> None:
     ).fetchone()
     if waiting is None:
         settled = next_state(STUDY_TRANSITIONS, StudyState(state), StudyEvent.SETTLE)
-        database.execute("UPDATE studies SET state = ? WHERE id = ?", (settled, study_id))
+        database.execute("UPDATE studies SET state = ?, is_routed = 0 WHERE id = ?", (settled, study_id))
 
 
-def queue(database: Database, revision: Revision, event: RevisionEvent = RevisionEvent.QUEUE) -> None:
-    """Queue the pipeline for a revision: its row and its job change together."""
+def queue(
+    database: Database, revision: Revision, event: RevisionEvent = RevisionEvent.QUEUE, *, priority: int = 0
+) -> None:
+    """Queue the pipeline for a revision: its row and its job change together; a job that is there keeps its rank."""
     move(database, revision.id, event)
     row = database.execute(
         "SELECT id, state FROM jobs WHERE kind = ? AND revision_id = ?", (PIPELINE, revision.id)
@@ -150,8 +152,8 @@ def queue(database: Database, revision: Revision, event: RevisionEvent = Revisio
     now = time.time()
     if row is None:
         database.insert(
-            "INSERT INTO jobs (kind, revision_id, state, due_at) VALUES (?, ?, ?, ?)",
-            (PIPELINE, revision.id, JobState.QUEUED, now),
+            "INSERT INTO jobs (kind, revision_id, state, due_at, priority) VALUES (?, ?, ?, ?, ?)",
+            (PIPELINE, revision.id, JobState.QUEUED, now, priority),
         )
     else:
         state = next_state(JOB_TRANSITIONS, JobState(row[1]), JobEvent.REQUEUE)

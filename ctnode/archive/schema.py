@@ -249,6 +249,21 @@ def third(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+_ROUTES: Final = """
+ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX jobs_next ON jobs (priority DESC, due_at, id) WHERE state IN ('QUEUED', 'RUNNING', 'RETRY');
+ALTER TABLE studies ADD COLUMN is_routed INTEGER NOT NULL DEFAULT 1;
+CREATE INDEX studies_unrouted ON studies (id) WHERE is_routed = 0;
+"""
+
+
+@MIGRATIONS(name="0006_routes")
+def sixth(db: sqlite_utils.Database) -> None:
+    """Let jobs have priorities, and studies be routed once they are complete."""
+    for statement in _statements(_ROUTES):
+        db.execute(statement)
+
+
 def _statements(script: str) -> list[str]:
     """Split a script at the semicolons that end statements; trigger bodies hold semicolons of their own."""
     statements, lines = [], []

@@ -165,7 +165,7 @@ def _send_files(config: Config, target: Target, path: Path) -> bool:
 
 def _send_results(settings: Settings, target: Target, uid: str, study: str | None) -> bool:
     """Owe the results of a series once more, and wait a little for the deliverer."""
-    from ctnode.flow.worker import parcels_of
+    from ctnode.flow.parcels import parcels_of
 
     _, layout, database = settings.writing()
     record = catalog.find(database, uid, study=study)

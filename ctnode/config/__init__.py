@@ -20,8 +20,10 @@ from ctnode.config.models import (
     Tls,
     Worker,
 )
+from ctnode.config.routes import ORIGINALS, Route, Routing
 
 __all__ = [
+    "ORIGINALS",
     "RELOADABLE",
     "Change",
     "Completion",
@@ -36,6 +38,8 @@ __all__ = [
     "Peer",
     "Pipeline",
     "Receiver",
+    "Route",
+    "Routing",
     "Storage",
     "Target",
     "Tls",

@@ -38,6 +38,15 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {
         "key": "node.key",
         "tls_name": "pacs.example",
     },
+    "routes": {
+        "name": "thin-chest",
+        "when": 'SliceThickness <= 3 and verdict != "SUSPECT"',
+        "level": "series",
+        "run": "pipeline",
+        "send": ["report"],
+        "to": ["pacs"],
+        "priority": "normal",
+    },
 }
 
 

@@ -196,6 +196,7 @@ def _check_together(config: Config) -> None:
     for label, names in (
         ("peers", [peer.name for peer in config.peers]),
         ("targets", [t.name for t in config.targets]),
+        ("routes", [route.name for route in config.routes]),
     ):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -208,6 +209,25 @@ def _check_together(config: Config) -> None:
     for target in config.targets:
         if target.tls and not target.ca:
             raise ConfigError(f"targets.ca: {target.name} needs the authority that signed its certificate")
+    _check_routes(config)
+
+
+def _check_routes(config: Config) -> None:
+    known = {target.name for target in config.targets}
+    for route in config.routes:
+        missing = sorted(set(route.to) - known)
+        if missing:
+            raise ConfigError(
+                f"routes.to: {route.name} names no target {', '.join(missing)}",
+                hint=f"known: {', '.join(sorted(known)) or 'no [[targets]] are configured'}",
+            )
+    for level in ("series", "study"):
+        defaults = [route.name for route in config.routes if not route.when and route.level == level]
+        if len(defaults) > 1:
+            raise ConfigError(
+                f"routes.when: {' and '.join(defaults)} are both the default of the level {level}",
+                hint='give one a condition; "true" fits always',
+            )
 
 
 def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> Config:

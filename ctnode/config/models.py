@@ -7,28 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, field_validator
+from pydantic import BaseModel, Field, FiniteFloat, StringConstraints, field_validator
+
+from ctnode.config.routes import Route, Routing
+from ctnode.config.section import Name, ResultKind
+from ctnode.config.section import Section as _Section
 
 # PS3.5 6.2: up to 16 characters of the default repertoire, no backslash, not only spaces.
 AeTitle = Annotated[
     str, StringConstraints(strip_whitespace=True, pattern=r"^[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]{0,15}$")
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
-ResultKind = Literal["report"]
 Service = Literal["echo", "store"]
 Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
 LARGEST_SPACING_MM: Final = 20.0
-
-
-class _Section(BaseModel):
-    # TOML and JSON know numbers, texts and truth values apart: "104" is no port, and neither is true.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Node(_Section):
@@ -317,6 +314,8 @@ class Config(_Section):
     log: Log = Field(default_factory=Log)
     peers: tuple[Peer, ...] = Field((), strict=False)
     targets: tuple[Target, ...] = Field((), strict=False)
+    routing: Routing = Field(default_factory=Routing)
+    routes: tuple[Route, ...] = Field((), strict=False)
 
     @property
     def root(self) -> Path:
@@ -347,13 +346,14 @@ RELOADABLE: Final = frozenset(
         "outputs.window", "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
+        "routing.match", "routes",
     }
 )  # fmt: skip
 
 # Keys whose value is the name of a file, which the service manager may provide as a credential instead.
 FILES: Final = ("certificate", "key", "ca")
 
-LISTS: Final[Mapping[str, type[BaseModel]]] = {"peers": Peer, "targets": Target}
+LISTS: Final[Mapping[str, type[BaseModel]]] = {"peers": Peer, "targets": Target, "routes": Route}
 
 
 def _all_keys() -> dict[str, Any]:

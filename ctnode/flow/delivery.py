@@ -112,7 +112,7 @@ class Deliverer:
     def _send(self, database: Database, target: Target, batch: Sequence[outbox.Delivery]) -> None:
         by_path: dict[Path, outbox.Delivery] = {}
         for delivery in batch:
-            path = self.layout.results / delivery.path
+            path = (self.layout.store if delivery.kind == outbox.ORIGINAL else self.layout.results) / delivery.path
             if path.is_file():
                 by_path[path] = delivery
             else:
