@@ -155,6 +155,10 @@ def _send_files(config: Config, target: Target, path: Path) -> bool:
     if not path.exists():
         raise NotFound(f"no file, folder or series {path}")
     destination = Destination.of(target)
+    if target.external:
+        raise WrongState(
+            f"{target.name} is external", hint="send the series by its UID: it is de-identified on its way"
+        )
     ok = True
     for result in send_all(destination, config.node.ae_title, files, config.delivery.timeout_s):
         status = "" if result.status is None else f" status {result.status:04X}H"

@@ -20,6 +20,7 @@ from ctnode.config.models import (
     Tls,
     Worker,
 )
+from ctnode.config.privacy import Deidentification
 from ctnode.config.routes import ORIGINALS, Route, Routing
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Change",
     "Completion",
     "Config",
+    "Deidentification",
     "Delivery",
     "Inbox",
     "Loaded",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, StringConstraints, field_validator
 
+from ctnode.config.privacy import Deidentification
 from ctnode.config.routes import Route, Routing
 from ctnode.config.section import Name, ResultKind
 from ctnode.config.section import Section as _Section
@@ -295,6 +296,8 @@ class Target(_Section):
     certificate: str = Field("", description="PEM file of the certificate to show it, with its chain; empty: none")
     key: str = Field("", description="PEM file of that certificate's key; empty: in the certificate file")
     tls_name: str = Field("", description="name or address in its certificate; empty: that of host")
+    external: bool = Field(default=False, description="outside of the hospital: gets nothing but what is de-identified")
+    deidentify: str = Field("", description="profile of [[deidentification]]; needed with external")
 
 
 class Config(_Section):
@@ -314,6 +317,7 @@ class Config(_Section):
     log: Log = Field(default_factory=Log)
     peers: tuple[Peer, ...] = Field((), strict=False)
     targets: tuple[Target, ...] = Field((), strict=False)
+    deidentification: tuple[Deidentification, ...] = Field((), strict=False)
     routing: Routing = Field(default_factory=Routing)
     routes: tuple[Route, ...] = Field((), strict=False)
 
@@ -346,14 +350,19 @@ RELOADABLE: Final = frozenset(
         "outputs.window", "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
-        "routing.match", "routes",
+        "routing.match", "routes", "deidentification",
     }
 )  # fmt: skip
 
 # Keys whose value is the name of a file, which the service manager may provide as a credential instead.
 FILES: Final = ("certificate", "key", "ca")
 
-LISTS: Final[Mapping[str, type[BaseModel]]] = {"peers": Peer, "targets": Target, "routes": Route}
+LISTS: Final[Mapping[str, type[BaseModel]]] = {
+    "peers": Peer,
+    "targets": Target,
+    "routes": Route,
+    "deidentification": Deidentification,
+}
 
 
 def _all_keys() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from ctnode.archive.database import Database
 from ctnode.archive.jobs import retry_after_s
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Target
+from ctnode.flow.outgoing import outgoing
 from ctnode.ops import log
 from ctnode.ops.durable import lock
 from ctnode.ops.process import identity
 from ctnode.ops.role import Role
 from ctnode.wire.sender import Destination, Outcome, send
-from ctnode.words import DeliveryState
+from ctnode.words import CtnodeError, DeliveryState
 
 IDLE_S: Final = 0.5
 RETRY_S: Final = 1.0
@@ -110,13 +112,20 @@ class Deliverer:
             self._log.error("delivery thread ended", target=name, error=type(error).__name__)
 
     def _send(self, database: Database, target: Target, batch: Sequence[outbox.Delivery]) -> None:
+        with tempfile.TemporaryDirectory(dir=self.layout.run, prefix="outgoing-") as scratch:
+            self._send_from(database, target, batch, Path(scratch))
+
+    def _send_from(self, database: Database, target: Target, batch: Sequence[outbox.Delivery], scratch: Path) -> None:
         by_path: dict[Path, outbox.Delivery] = {}
         for delivery in batch:
             path = (self.layout.store if delivery.kind == outbox.ORIGINAL else self.layout.results) / delivery.path
-            if path.is_file():
-                by_path[path] = delivery
-            else:
+            if not path.is_file():
                 outbox.failed(database, delivery, None, "the result file is gone", wait_s=None)
+                continue
+            try:
+                by_path[outgoing(self.config, target, path, scratch)] = delivery
+            except CtnodeError as refusal:
+                outbox.failed(database, delivery, None, str(refusal), wait_s=None)
         if not by_path:
             return
         destination = Destination.of(target)
