@@ -121,6 +121,20 @@ def test_what_cannot_be_judged_does_not_leave(source: Path, change: dict[str, ob
         deidentify(dataset, PROFILE)
 
 
+def test_a_structured_report_keeps_its_numbers_and_loses_its_free_text(source: Path) -> None:
+    report = pydicom.dcmread(source, stop_before_pixels=True)
+    report.SOPClassUID, report.Manufacturer = "1.2.840.10008.5.1.4.1.1.88.33", "ctnode"
+    number, text, code = Dataset(), Dataset(), Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "X1", "99HOSPITAL", CANARY
+    number.ValueType, text.ValueType, text.TextValue = "NUM", "TEXT", CANARY
+    number.ConceptNameCodeSequence = [code]
+    report.ContentSequence = [text, number]
+    made = deidentify(report, PROFILE)
+    assert [item.ValueType for item in made.ContentSequence] == ["NUM"]
+    assert made.ContentSequence[0].ConceptNameCodeSequence[0].CodeValue == "X1"
+    assert CANARY not in str(made)
+
+
 def test_a_broken_file_does_not_leave_and_no_file_appears(tmp_path: Path) -> None:
     (tmp_path / "broken.dcm").write_bytes(b"DICM" * 50)
     with pytest.raises(Refusal):
