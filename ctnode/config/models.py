@@ -197,8 +197,11 @@ class Outputs(_Section):
     iso: bool = Field(default=True, description="ct_iso.nii.gz and lungs_iso.nii.gz")
     lungs: bool = Field(default=True, description="lung masks with their pictures, measurements.json and report.dcm")
     preview: bool = Field(default=True, description="preview.png")
+    mpr: bool = Field(default=True, description="mpr.png: three orthogonal planes")
+    histogram: bool = Field(default=True, description="histogram.png: HU of volume and lungs, where there are lungs")
+    surface: bool = Field(default=True, description="surface.png: lungs, airway and bone in 3-D, where there are lungs")
     window: Literal["auto", "header", "lung", "mediastinum", "bone", "brain", "soft tissue"] = Field(
-        "auto", description="window of preview.png; header: the first one of the source"
+        "auto", description="window of preview.png and mpr.png; header: the first one of the source"
     )
     png16: bool = Field(
         default=False,
