@@ -52,6 +52,8 @@ LETTERS: Final[dict[Direction, tuple[str, str, str, str]]] = {
     "sagittal": ("A", "P", "S", "I"),
 }
 _LEAST_FOR_LETTERS: Final = 60
+# Places along an axis that are looked at in search of a mask.
+_SEARCHED: Final = 128
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -90,11 +92,30 @@ class Views:
             return self
         window = []
         for axis, step in enumerate(self.spacing_mm):
-            found = np.flatnonzero(self.labels.any(axis=tuple(other for other in range(3) if other != axis)))
+            first, last = self.span(axis) or (0, self.labels.shape[axis] - 1)
             margin = round(margin_mm / step)
-            window.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + margin + 1))
+            window.append(slice(max(0, first - margin), last + margin + 1))
         part = tuple(window)
         return Views(self.voxels[part], self.labels[part], self.spacing_mm)
+
+    def span(self, axis: int, wanted: tuple[int, ...] = (RIGHT, LEFT, AIRWAY)) -> tuple[int, int] | None:
+        """Return the first and last index along ``axis`` (S, P, L) with one of the labels, None without any.
+
+        Along the other axes a part of the voxels is looked at, which no lung hides between.
+        """
+        if self.labels is None:
+            return None
+        thinned = tuple(
+            slice(None) if other == axis else slice(None, None, max(1, size // _SEARCHED))
+            for other, size in enumerate(self.labels.shape)
+        )
+        part = self.labels[thinned]
+        others = tuple(other for other in range(3) if other != axis)
+        inside = np.zeros(part.shape, dtype=np.bool_)
+        for label in wanted:
+            inside |= part == label
+        found = np.flatnonzero(inside.any(axis=others))
+        return (int(found[0]), int(found[-1])) if found.size else None
 
     def count(self, direction: Direction) -> int:
         """Return how many planes there are along ``direction``."""
@@ -114,15 +135,22 @@ class Views:
 
     def plane(self, direction: Direction, index: int) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
         """Return the HU of one plane, first row at the top of the picture."""
-        plane = np.take(self.voxels, index, axis=_AXES[direction])
-        return np.ascontiguousarray(plane if direction == "axial" else plane[::-1])
+        plane = self.voxels[_at(direction, index)]
+        shown: npt.NDArray[np.int16] | npt.NDArray[np.float32]
+        shown = np.ascontiguousarray(plane if direction == "axial" else plane[::-1])  # type: ignore[assignment]
+        return shown
 
     def mask(self, direction: Direction, index: int) -> Picture | None:
         """Return the mask of one plane, first row at the top of the picture."""
         if self.labels is None:
             return None
-        plane = np.take(self.labels, index, axis=_AXES[direction])
+        plane = self.labels[_at(direction, index)]
         return np.ascontiguousarray(plane if direction == "axial" else plane[::-1])
+
+
+def _at(direction: Direction, index: int) -> tuple[slice | int, ...]:
+    """Return what picks one plane; NumPy's take would copy a flipped volume whole."""
+    return (*(slice(None),) * _AXES[direction], index)
 
 
 def tile(

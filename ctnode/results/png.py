@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from ctnode.ct.coarse import LEFT, RIGHT
 from ctnode.ct.grid import Volume
 from ctnode.ct.lungs import Lungs
 from ctnode.ct.window import LUNG, PRESETS, SOFT_TISSUE, View, Window, views_of
@@ -28,6 +29,7 @@ _TILE: Final = 240
 _GAP: Final = 4
 _LEAST_WIDTH: Final = 640
 _LEAST_HEIGHT: Final = 70
+_L: Final = 2
 _COLUMNS: Final = 6
 _ROWS: Final = 4
 _LUNG_LIKE_HU: Final = (-930, -700)
@@ -60,7 +62,7 @@ def told_window(name: str, view: View, unit: str) -> str:
     """Return the words for a window: its name, center and width."""
     if not isinstance(view, Window):
         return f"{name} table"
-    return f"{name} window {view.center_hu:.0f} / {view.width_hu:.0f} {unit}".replace("-", "\N{MINUS SIGN}")
+    return f"{name} window {view.center_hu:.0f} / {view.width_hu:.0f} {unit}"
 
 
 def write_preview(path: Path, volume: Volume, *, choice: str = "auto") -> None:
@@ -114,12 +116,13 @@ def write_lungs(path: Path, volume: Volume, lungs: Lungs) -> None:
         colours=COLOURS,
         note=told_window("lung", LUNG, volume.unit),
     )
-    for planes, per_mm, height in zip(picture_rows, scales, heights, strict=True):
+    for row, (planes, per_mm, height) in enumerate(zip(picture_rows, scales, heights, strict=True)):
         for column, (direction, index) in enumerate(planes):
             x = MARGIN + column * (box[1] + _GAP)
             page.paste(tile(views, direction, index, (height, box[1]), LUNG, per_mm=per_mm), (x, y))
             note(draw, (x + 5, y + 4), direction)
-            if column == 0:
+            # One bar for all rows of the same scale.
+            if column == 0 and per_mm not in scales[:row]:
                 scale_bar(draw, (x + 8, y + height - 8), per_mm, width=box[1] - 16)
         y += height + _GAP
     save(page, path)
@@ -130,23 +133,13 @@ def lung_planes(views: Views) -> list[list[tuple[Direction, int]]]:
 
     Without a mask the planes are spread over the whole volume.
     """
-    labels = views.labels
-    spans: list[tuple[int, int]] = []
+    lungs = (RIGHT, LEFT)
+    spans = [views.span(axis, lungs) or (0, size - 1) for axis, size in enumerate(views.voxels.shape)]
     sides = [views.count("sagittal") // 3, 2 * views.count("sagittal") // 3]
-    for axis in range(3):
-        size = views.voxels.shape[axis]
-        span = (0, size - 1)
-        if labels is not None:
-            others = tuple(other for other in range(3) if other != axis)
-            found = np.flatnonzero((labels == 1).any(axis=others) | (labels == 2).any(axis=others))
-            if found.size:
-                span = (int(found[0]), int(found[-1]))
-        spans.append(span)
-    if labels is not None:
-        for place, label in enumerate((1, 2)):
-            columns = np.flatnonzero((labels == label).any(axis=(0, 1)))
-            if columns.size:
-                sides[place] = int(columns[0] + columns[-1]) // 2
+    for place, label in enumerate(lungs):
+        span = views.span(_L, (label,))
+        if span is not None:
+            sides[place] = sum(span) // 2
 
     def at(axis: int, share: float) -> int:
         low, high = spans[axis]

@@ -66,12 +66,13 @@ def draw(volume: Volume, lungs: Lungs, histogram: Histogram) -> Image.Image:
     air = (-1024 - _RANGE_HU[0]) // _BIN_HU, (-900 - _RANGE_HU[0]) // _BIN_HU
     tissue = np.delete(curves[_VOLUME], slice(*air))
     top = float(tissue.max()) if tissue.size and tissue.max() > 0 else 1.0
-    lung_top = max(1.0, float(curves[RIGHT].max()), float(curves[LEFT].max()))
+    # The first bin holds what a scanner cut off at its lowest value.
+    lung_top = max(1.0, float(curves[RIGHT][1:].max()), float(curves[LEFT][1:].max()))
     page.paste(_plot(curves, {_VOLUME: top, RIGHT: lung_top, LEFT: lung_top}, box), box[:2])
     _axes(paint, box)
-    marks = [(-950.0, "LAA \N{MINUS SIGN}950"), (-600.0, "HAA \N{MINUS SIGN}600"), (-250.0, "to \N{MINUS SIGN}250")]
+    marks = [(-950.0, "LAA -950"), (-600.0, "HAA -600"), (-250.0, "to -250")]
     if math.isfinite(lungs.threshold_hu):
-        marks.append((lungs.threshold_hu, f"threshold {_signed(round(lungs.threshold_hu))}"))
+        marks.append((lungs.threshold_hu, f"threshold {round(lungs.threshold_hu)}"))
     _marks(paint, sorted(marks), box)
     return page
 
@@ -139,7 +140,7 @@ def _axes(paint: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
         if left <= x <= right:
             paint.line((x, bottom, x, bottom + 5), fill=FAINT)
             anchor = "ra" if hu == _TICKS_HU[-1] else "ma"
-            paint.text((min(x, right), bottom + 9), _signed(hu), font=font(13), fill=INK, anchor=anchor)
+            paint.text((min(x, right), bottom + 9), str(hu), font=font(13), fill=INK, anchor=anchor)
     paint.text(((left + right) // 2, bottom + 28), "attenuation (HU)", font=font(14), fill=INK, anchor="ma")
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = round(bottom + (top - bottom) * share * 0.96)
@@ -162,7 +163,3 @@ def _marks(paint: ImageDraw.ImageDraw, marks: list[tuple[float, str]], box: tupl
         paint.text(
             (x, top - 5 - 17 * row), words, font=font(13), fill=INK, anchor="mb", stroke_width=2, stroke_fill=PAPER
         )
-
-
-def _signed(hu: int) -> str:
-    return str(hu).replace("-", "\N{MINUS SIGN}")

@@ -9,7 +9,20 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ctnode.ct.grid import Volume
-from ctnode.results.canvas import INK, MARGIN, Colour, Direction, Views, font, head, save, scale_bar, tile
+from ctnode.results.canvas import (
+    INK,
+    LETTERS,
+    MARGIN,
+    Colour,
+    Direction,
+    Views,
+    font,
+    head,
+    note,
+    save,
+    scale_bar,
+    tile,
+)
 from ctnode.results.case import Case, Stage
 from ctnode.results.png import told_window, view_for
 
@@ -33,6 +46,7 @@ _GAP: Final = 16
 _CAPTION: Final = 30
 _LEAST: Final = 60
 _FREE: Final = 14
+_BESIDE: Final = 14
 _TISSUE_HU: Final = -500
 
 
@@ -56,22 +70,24 @@ def draw(volume: Volume, *, choice: str = "auto") -> Image.Image:
     sizes = {way: views.size_mm(way) for way in _DIRECTIONS}
     room = _BOX[1] - _GAP * (len(_DIRECTIONS) - 1)
     per_mm = min(_BOX[0] / max(tall for tall, _ in sizes.values()), room / sum(wide for _, wide in sizes.values()))
-    widths = {way: max(_LEAST, round(sizes[way][1] * per_mm)) for way in _DIRECTIONS}
-    height = max(_LEAST, *(round(tall * per_mm) for tall, _ in sizes.values()))
-    across = max(_BOX[1] // 2, sum(widths.values()) + _GAP * (len(_DIRECTIONS) - 1))
-    page, paint, y = head("Orthogonal planes", across, height + _CAPTION, note=told_window(name, window, volume.unit))
-    x = MARGIN + (across - sum(widths.values()) - _GAP * (len(_DIRECTIONS) - 1)) // 2
+    boxes = {way: tuple(max(_LEAST, round(length * per_mm)) for length in sizes[way]) for way in _DIRECTIONS}
+    height = max(tall for tall, _ in boxes.values())
+    taken = sum(wide for _, wide in boxes.values()) + _GAP * (len(_DIRECTIONS) - 1)
+    across = max(_BOX[1] // 2, taken)
+    page, paint, top = head("Orthogonal planes", across, height + _CAPTION, note=told_window(name, window, volume.unit))
+    x = MARGIN + (across - taken) // 2
     for way in _DIRECTIONS:
-        box = (height, widths[way])
-        picture = tile(views, way, at[way], box, window, per_mm=per_mm)
+        tall, wide = boxes[way]
+        y = top + (height - tall) // 2
+        picture = tile(views, way, at[way], (tall, wide), window, letters=False, per_mm=per_mm)
         _cross(picture, views, way, at, per_mm)
         page.paste(picture, (x, y))
-        paint.rectangle((x - 1, y - 1, x + box[1], y + height), outline=_LINES[way])
+        paint.rectangle((x - 1, y - 1, x + wide, y + tall), outline=_LINES[way])
         words = f"{way}  {at[way] + 1} / {views.count(way)}"
-        paint.text((x + box[1] // 2, y + height + 8), words, font=font(15), fill=INK, anchor="ma")
+        paint.text((x + wide // 2, y + tall + 8), words, font=font(15), fill=INK, anchor="ma")
         if way == "axial":
-            scale_bar(paint, (x + 10, y + height - 10), per_mm, width=box[1] - 20)
-        x += box[1] + _GAP
+            scale_bar(paint, (x + 10, y + tall - 10), per_mm, width=wide - 20)
+        x += wide + _GAP
     return page
 
 
@@ -100,9 +116,19 @@ def _cross(picture: Image.Image, views: Views, way: Direction, at: dict[Directio
     share = (at[level] + 0.5) / views.count(level)
     # Rows run to the back in an axial picture, and to the feet in the others.
     y = top + min(tall - 1, int((share if way == "axial" else 1.0 - share) * tall))
+    # Letters beside the lines, not on them.
+    across, down = picture.width // 2, picture.height // 2
+    across += _BESIDE if abs(x - across) < _BESIDE else 0
+    down += _BESIDE if abs(y - down) < _BESIDE else 0
+    to_left, to_right, above, below = LETTERS[way]
     for start, end in ((top, y - _FREE), (y + _FREE, top + tall - 1)):
         if start < end:
             paint.line((x, start, x, end), fill=_LINES[upright])
     for start, end in ((left, x - _FREE), (x + _FREE, left + wide - 1)):
         if start < end:
             paint.line((start, y, end, y), fill=_LINES[level])
+    note(paint, (5, down), to_left, anchor="lm")
+    note(paint, (picture.width - 5, down), to_right, anchor="rm")
+    if picture.height > _LEAST:
+        note(paint, (across, 5), above, anchor="ma")
+        note(paint, (across, picture.height - 5), below, anchor="md")

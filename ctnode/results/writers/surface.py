@@ -31,7 +31,8 @@ _VIEWS: Final = (
 _WIDTH: Final = 1500
 _HEIGHT: Final = 430
 _GAP: Final = 14
-_SUPERSAMPLED: Final = 2
+_MARGIN_MM: Final = 6.0
+_SUPERSAMPLED: Final = 1.5
 _BONE_COLOUR: Final[Colour] = (226, 219, 202)
 _PANEL: Final[Colour] = (8, 9, 11)
 
@@ -86,23 +87,30 @@ def draw(volume: Volume, lungs: Lungs) -> Image.Image:
 
 
 def _extent(found: dict[int, Mesh]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the lowest and highest L, P, S in millimetres of all meshes, with a margin."""
+    """Return the lowest and highest L, P, S in millimetres of all meshes, with a margin.
+
+    A mask of a few voxels has no surface on the reduced grid; its panels are empty.
+    """
+    if not found:
+        return np.full(3, -_MARGIN_MM), np.full(3, _MARGIN_MM)
     points = np.concatenate([np.stack([mesh.points.min(axis=0), mesh.points.max(axis=0)]) for mesh in found.values()])
-    return points.min(axis=0).astype(np.float64) - 6.0, points.max(axis=0).astype(np.float64) + 6.0
+    return points.min(axis=0).astype(np.float64) - _MARGIN_MM, points.max(axis=0).astype(np.float64) + _MARGIN_MM
 
 
 def _view(
     found: dict[int, Mesh], azimuth: float, center: npt.NDArray[np.float64], per_mm: float, size: tuple[int, int]
 ) -> Image.Image:
     """Return one panel of ``(height, width)`` pixels."""
+    if not found:
+        return Image.new("RGB", (size[1], size[0]), _PANEL)
     axes = view_axes(azimuth)
-    fine = (size[0] * _SUPERSAMPLED, size[1] * _SUPERSAMPLED)
+    fine = (round(size[0] * _SUPERSAMPLED), round(size[1] * _SUPERSAMPLED))
     scale = per_mm * _SUPERSAMPLED
     middle = axes[:2] @ center
     corner = (float(middle[0]) - fine[1] / scale / 2, float(middle[1]) - fine[0] / scale / 2)
     layers = {label: render(mesh, axes, corner, scale, fine) for label, mesh in found.items()}
     pixels = _composed(layers, fine)
-    return Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BOX)
+    return Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.HAMMING)
 
 
 def _opacity(label: int, layer: Layer) -> Floats:
