@@ -347,7 +347,8 @@ RELOADABLE: Final = frozenset(
         "pipeline.interpolation", "pipeline.labels", "lungs.threshold",
         "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
-        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.window", "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
+        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.window", "outputs.png16",
+        "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
     }

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 from ctnode.config import Outputs, Pipeline
 from ctnode.ct.grid import Grid, Volume
 from ctnode.ct.volume import HU, UNMEASURABLE
 from ctnode.flow.job import Run
 from ctnode.results.case import Case, Stage
-from ctnode.results.writers import Writer, wanted_writers
+from ctnode.results.writers import wanted_writers
+from ctnode.results.writing import Writing
 from ctnode.words import Issue, LungStatus, Severity
 
 
@@ -61,7 +57,7 @@ def write_products(run: Run, volume: Volume) -> Products:
         volume, job.wanted, job.settings, job.study, job.series, job.revision, job.made_at, job.settings_digest(),
         job.out, run.number, grid,
     )  # fmt: skip
-    with _Beside(wanted_writers(job.wanted)) as beside:
+    with Writing(wanted_writers(job.wanted)) as beside:
         beside.begin(Stage.VOLUME, case)
         if grid is not None:
             beside.begin(Stage.RESAMPLED, _resampled(run, case, grid))
@@ -70,48 +66,6 @@ def write_products(run: Run, volume: Volume) -> Products:
             beside.begin(Stage.LUNGS, case)
             run.outputs.extend(path.name for path in beside.finish())
     return Products(status, reasons, grid, tuple(issues))
-
-
-class _Beside:
-    """Runs writers in a thread beside the computation; what that has not begun at the end is done by the caller."""
-
-    def __init__(self, writers: Sequence[Writer]) -> None:
-        self._writers = writers
-        # Most of writing needs one core and releases the interpreter: one thread is enough while something is computed.
-        self._pool = ThreadPoolExecutor(1)
-        # A task leaves the queue when it begins, so that nobody else holds its case any more.
-        self._tasks: deque[Callable[[], tuple[Path, ...]]] = deque()
-        self._futures: list[Future[tuple[Path, ...]]] = []
-
-    def __enter__(self) -> _Beside:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tasks.clear()
-        self._pool.shutdown()
-
-    def begin(self, stage: Stage, case: Case) -> None:
-        """Hand ``case`` to the writers of ``stage`` that are available."""
-        for writer in self._writers:
-            if writer.AFTER is stage and writer.available(case):
-                self._tasks.append(partial(writer.write, case))
-                self._futures.append(self._pool.submit(self._next))
-
-    def finish(self) -> list[Path]:
-        """Return the paths of all files once they are written; an error of a writer is raised."""
-        paths: list[Path] = []
-        while self._tasks:
-            paths += self._next()
-        for future in self._futures:
-            paths += future.result()
-        return paths
-
-    def _next(self) -> tuple[Path, ...]:
-        try:
-            task = self._tasks.popleft()
-        except IndexError:
-            return ()
-        return task()
 
 
 def _grid(run: Run, volume: Volume, issues: list[Issue], *, most_voxels: int = 1 << 30) -> Grid | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
-from ctnode.ct.body import find_body
+from ctnode.ct.body import find_tissue
 from ctnode.ct.coarse import AIRWAY, LEFT, RIGHT, Coarse, coarsen
 from ctnode.ct.grid import Volume
 from ctnode.results.raster import Floats, Mesh
@@ -61,10 +61,10 @@ def meshes(volume: Volume, labels: npt.NDArray[np.uint8]) -> dict[int, Mesh]:
 def _bone(coarse: Coarse) -> Floats:
     """Return HU with everything but the bones of the body pushed under the threshold."""
     hu = coarse.hu.astype(np.float32)
-    body = find_body(coarse)
+    body = find_tissue(coarse)
     dense = hu > BONE_HU
     if body is not None:
-        dense &= body.tissue
+        dense &= body[0]
     smallest = max(1, round(_SMALLEST_BONE_ML / coarse.voxel_ml))
     kept = cc3d.dust(dense, threshold=smallest, connectivity=26).astype(np.bool_)
     near = ndimage.binary_dilation(kept)

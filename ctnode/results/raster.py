@@ -137,16 +137,28 @@ def _fragments(x: Floats, y: Floats, values: Floats, rows: int, columns: int) ->
     x, y, values, area = x[kept], y[kept], values[kept], area[kept]
     left, top, wide, tall = left[kept], top[kept], wide[kept], tall[kept]
     count = wide * tall
-    owner = np.repeat(np.arange(len(kept)), count)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-    across = wide[owner]
-    column, row = left[owner] + place % across, top[owner] + place // across
-    # Barycentric coordinates as planes over the picture.
-    dx, dy = column - x[owner, 0], row - y[owner, 0]
-    second = (((y[:, 2] - y[:, 0]) / area)[owner] * dx - ((x[:, 2] - x[:, 0]) / area)[owner] * dy).astype(np.float32)
-    third = (((x[:, 1] - x[:, 0]) / area)[owner] * dy - ((y[:, 1] - y[:, 0]) / area)[owner] * dx).astype(np.float32)
-    inside = np.flatnonzero((second >= -_EDGE) & (third >= -_EDGE) & (second + third <= 1.0 + _EDGE))
-    owner, second, third = owner[inside], second[inside, None], third[inside, None]
-    first, toward_second, toward_third = values[:, 0], values[:, 1] - values[:, 0], values[:, 2] - values[:, 0]
-    found = first[owner] + second * toward_second[owner] + third * toward_third[owner]
-    return row[inside] * columns + column[inside], found
+    owner = np.repeat(np.arange(len(kept), dtype=np.int32), count)
+    place = np.arange(len(owner), dtype=np.int32) - np.repeat((np.cumsum(count) - count).astype(np.int32), count)
+    across = np.repeat(wide.astype(np.int32), count)
+    down = place // across
+    aside = place - down * across
+    # Barycentric coordinates as planes over the box of the triangle, where numbers are small enough for float32.
+    corner_x, corner_y = left - x[:, 0], top - y[:, 0]
+    inside = np.ones(len(owner), dtype=np.bool_)
+    shares = []
+    for near, sign in ((2, 1.0), (1, -1.0)):
+        per_column = sign * (y[:, near] - y[:, 0]) / area
+        per_row = -sign * (x[:, near] - x[:, 0]) / area
+        start = (per_column * corner_x + per_row * corner_y).astype(np.float32)
+        share = np.repeat(start, count)
+        share += np.repeat(per_column.astype(np.float32), count) * aside.astype(np.float32)
+        share += np.repeat(per_row.astype(np.float32), count) * down.astype(np.float32)
+        inside &= share >= -_EDGE
+        shares.append(share)
+    inside &= shares[0] + shares[1] <= 1.0 + _EDGE
+    hit = np.flatnonzero(inside)
+    owner = owner[hit]
+    found = values[owner, 0]
+    found += shares[0][hit, None] * (values[:, 1] - values[:, 0])[owner]
+    found += shares[1][hit, None] * (values[:, 2] - values[:, 0])[owner]
+    return (top[owner] + down[hit]) * columns + left[owner] + aside[hit], found

@@ -18,7 +18,7 @@ from tests.phantom_series import SERIES, STUDY
 
 pytestmark = pytest.mark.integration
 
-OFF = Outputs(iso=False, lungs=False, preview=False)
+OFF = Outputs(iso=False, lungs=False, preview=False, mpr=False)
 
 
 @pytest.fixture(scope="module")

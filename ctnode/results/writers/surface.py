@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ctnode.ct.coarse import AIRWAY, LEFT, RIGHT
+from ctnode.ct.coarse import AIRWAY
 from ctnode.ct.grid import Volume
 from ctnode.ct.lungs import Lungs
 from ctnode.ct.volume import HU
@@ -115,29 +115,27 @@ def _view(
 
 def _opacity(label: int, layer: Layer) -> Floats:
     """Return how much of what lies behind is hidden: glass for bone, with its outline kept; the airway is solid."""
-    edge = 1.0 - layer.facing
-    if label == BONE:
-        return 0.28 + 0.47 * edge
-    return np.ones_like(edge) if label == AIRWAY else 0.82 + 0.18 * edge
+    if label == AIRWAY:
+        hidden = np.ones_like(layer.facing)
+    elif label == BONE:
+        hidden = 0.28 + 0.47 * (1.0 - layer.facing)
+    else:
+        hidden = 0.82 + 0.18 * (1.0 - layer.facing)
+    opacity: Floats = np.where(np.isfinite(layer.depth_mm), hidden, 0.0).astype(np.float32)
+    return opacity
 
 
 def _composed(layers: dict[int, Layer], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return RGB of the layers, the nearer over the farther in every pixel."""
-    order = [label for label in (BONE, RIGHT, LEFT, AIRWAY) if label in layers]
-    depth = np.stack([layers[label].depth_mm for label in order])
-    colours = {**COLOURS, BONE: _BONE_COLOUR}
+    order = np.argsort(np.stack([layer.depth_mm for layer in layers.values()]), axis=0, kind="stable")
+    hidden = np.stack([_opacity(label, layer) for label, layer in layers.items()])
+    light = np.stack([layer.light for layer in layers.values()])
+    palette = np.array([{**COLOURS, BONE: _BONE_COLOUR}[label] for label in layers], dtype=np.float32)
     shown = np.zeros((*size, 3), dtype=np.float32)
     left = np.ones(size, dtype=np.float32)
-    ranks = np.argsort(depth, axis=0, kind="stable")
-    for rank in ranks:
-        for place, label in enumerate(order):
-            here = np.nonzero((rank == place) & np.isfinite(depth[place]))
-            if here[0].size == 0:
-                continue
-            layer = layers[label]
-            part = Layer(layer.depth_mm[here], layer.light[here], layer.facing[here])
-            hidden = _opacity(label, part) * left[here]
-            shown[here] += (hidden * part.light)[:, None] * np.array(colours[label], dtype=np.float32)
-            left[here] -= hidden
+    for rank in order:
+        part = np.take_along_axis(hidden, rank[None], axis=0)[0] * left
+        shown += (part * np.take_along_axis(light, rank[None], axis=0)[0])[..., None] * palette[rank]
+        left -= part
     shown += left[..., None] * np.array(_PANEL, dtype=np.float32)
     return np.clip(np.rint(shown), 0, 255).astype(np.uint8)
