@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +58,11 @@ def example(tmp_path_factory):
     return case_of(tmp_path_factory.mktemp("case"), voxels, grid, header=header)
 
 
+@pytest.fixture(scope="module")
+def files(example, tmp_path_factory):
+    return written(example, tmp_path_factory.mktemp("files"))
+
+
 def written(case, folder):
     """Return the pictures of ``case`` by name; those that are not available are missing."""
     here = placed_in(case, folder)
@@ -94,8 +97,8 @@ def longest_bar(pixels):
     return longest
 
 
-def test_pictures_are_the_same_bytes_twice_and_have_no_chunk_for_words(tmp_path, example):
-    first, second = written(example, tmp_path / "a"), written(example, tmp_path / "b")
+def test_pictures_are_the_same_bytes_twice_and_have_no_chunk_for_words(tmp_path, example, files):
+    first, second = files, written(example, tmp_path / "b")
     assert set(first) == {"preview.png", "mpr.png", "lungs.png", "histogram.png", "surface.png"}
     for name, path in first.items():
         content = path.read_bytes()
@@ -207,8 +210,7 @@ def test_the_cross_marks_the_same_point_in_all_planes():
     assert np.count_nonzero(np.diff(columns) > 60) >= 2
 
 
-def test_sides_keep_their_colours_in_contours_and_surfaces(tmp_path, example):
-    files = written(example, tmp_path / "out")
+def test_sides_keep_their_colours_in_contours_and_surfaces(files):
     pixels = rows_of(files["lungs.png"])[60:370, 14:414]
     right = np.nonzero((pixels == canvas.COLOURS[RIGHT]).all(axis=2))[1]
     left = np.nonzero((pixels == canvas.COLOURS[LEFT]).all(axis=2))[1]
@@ -224,7 +226,7 @@ def test_sides_keep_their_colours_in_contours_and_surfaces(tmp_path, example):
 
 
 @pytest.mark.parametrize("name", ["lungs.png", "histogram.png", "surface.png"])
-def test_doubtful_lungs_say_why(tmp_path, monkeypatch, example, name):
+def test_doubtful_lungs_say_why(tmp_path, monkeypatch, example, files, name):
     drawn = []
     plain = ImageDraw.ImageDraw.text
     monkeypatch.setattr(
@@ -250,8 +252,7 @@ def test_doubtful_lungs_say_why(tmp_path, monkeypatch, example, name):
     with Image.open(tmp_path / name) as picture:
         for text in drawn:
             assert canvas.font(15).getlength(text) <= picture.width, text
-    plain_files = written(example, tmp_path / "plain")
-    with Image.open(tmp_path / name) as marked, Image.open(plain_files[name]) as unmarked:
+    with Image.open(tmp_path / name) as marked, Image.open(files[name]) as unmarked:
         assert marked.height > unmarked.height
 
 
@@ -372,4 +373,3 @@ def test_the_thresholds_are_marked(monkeypatch, example):
 def test_stages_are_those_of_what_is_needed():
     assert (preview.AFTER, mpr.AFTER) == (Stage.VOLUME, Stage.VOLUME)
     assert {writer.AFTER for writer in (lungs, histogram, surface)} == {Stage.LUNGS}
-    assert json.dumps(sorted(Path(writer.__file__).stem for writer in PICTURES.values()))
