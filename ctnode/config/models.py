@@ -197,8 +197,11 @@ class Outputs(_Section):
     iso: bool = Field(default=True, description="ct_iso.nii.gz and lungs_iso.nii.gz")
     lungs: bool = Field(default=True, description="lung masks with their pictures, measurements.json and report.dcm")
     preview: bool = Field(default=True, description="preview.png")
+    mpr: bool = Field(default=True, description="mpr.png: three orthogonal planes")
+    histogram: bool = Field(default=True, description="histogram.png: HU of volume and lungs, where there are lungs")
+    surface: bool = Field(default=True, description="surface.png: lungs, airway and bone in 3-D, where there are lungs")
     window: Literal["auto", "header", "lung", "mediastinum", "bone", "brain", "soft tissue"] = Field(
-        "auto", description="window of preview.png; header: the first one of the source"
+        "auto", description="window of preview.png and mpr.png; header: the first one of the source"
     )
     png16: bool = Field(
         default=False,
@@ -344,7 +347,8 @@ RELOADABLE: Final = frozenset(
         "pipeline.interpolation", "pipeline.labels", "lungs.threshold",
         "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
-        "outputs.window", "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
+        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.window", "outputs.png16",
+        "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
     }

@@ -27,6 +27,7 @@ from ctnode.flow.job import Job, Run, noop
 from ctnode.flow.products import Products, write_products
 from ctnode.ops.durable import fsync_directory
 from ctnode.ops.process import peak_bytes
+from ctnode.results.arrays import png_offset_hu
 from ctnode.results.sidecar import write_json
 from ctnode.words import Issue, LungStatus, Refusal, Severity, VolumeReport, VolumeStatus
 
@@ -174,7 +175,7 @@ class _Run(Run):
             "source_images": sources,
             "lungs": {"status": str(products.lungs), "reasons": list(products.reasons)},
             # None: the values are no whole numbers that 16 bits hold, so slices.zip was not written.
-            **({"png16": {"offset_hu": products.png_offset_hu}} if self.job.wanted.png16 else {}),
+            **({"png16": {"offset_hu": png_offset_hu(volume.voxels)}} if self.job.wanted.png16 else {}),
         }
         return {**volume.technique, **_SOFTWARE, "ctnode": own}
 
