@@ -18,7 +18,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,6
 Side = Annotated[int, Field(ge=1, le=4096)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 ResultKind = Literal["report"]
-Service = Literal["echo", "store"]
+Service = Literal["echo", "store", "mpps", "commitment", "availability"]
 Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 
 # Under it, a chest would fill the memory of any machine.
@@ -259,7 +259,11 @@ class Peer(_Section):
         "",
         description="subject, common name, DNS name or sha256:HEX of the certificate it shows (TLS); empty: any",
     )
-    services: tuple[Service, ...] = Field(("echo", "store"), strict=False, description="services the peer may use")
+    services: tuple[Service, ...] = Field(
+        ("echo", "store"),
+        strict=False,
+        description="services the peer may use: echo, store, mpps, commitment, availability",
+    )
     sop_classes: tuple[Uid, ...] = Field(
         (), strict=False, description="UIDs of the SOP classes it may store; empty: all"
     )

@@ -33,6 +33,7 @@ from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSI
 from ctnode.wire.command import Command, Malformed, TooMuch, command_pdus, store_response
 from ctnode.wire.contexts import Supported, needed_contexts
 from ctnode.wire.messages import Assembler, Store
+from ctnode.wire.normalized import refusal
 from ctnode.wire.peers import CONGESTED, Reject, Terms
 from ctnode.wire.stream import Stream
 from ctnode.wire.upper import ARTIM_EXPIRED, CLOSING, TRANSPORT_CLOSED, SyncDul, SyncSocket
@@ -278,7 +279,11 @@ class SyncAssociation(Association):
         """Serve what the peer asked; True if it was released."""
         while self.dimse.requests and not self.dul.is_over:
             context_id, request = self.dimse.requests.popleft()
-            self._serve_request(request, context_id)
+            refused = refusal(request, str(self._accepted_cx[context_id].abstract_syntax))
+            if refused is not None:
+                self.dimse.send_msg(refused, context_id)
+            else:
+                self._serve_request(request, context_id)
             self._is_paused = True
             self.dul.touch()
         # Looked at before it is asked, which would raise and catch on each turn.

@@ -24,7 +24,7 @@ from ctnode.archive.header import Meta, read_meta
 from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from ctnode.config import Target
 from ctnode.wire.certificates import ClientContext, client_context
-from ctnode.wire.contexts import VERIFICATION_SYNTAXES
+from ctnode.wire.contexts import SERVICE_SYNTAXES
 from ctnode.words import BadInstance, ConfigError
 
 # PS3.8 9.3.2.2: context IDs are the odd numbers of one byte.
@@ -87,7 +87,7 @@ def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoRes
     """Ask a node whether it is there."""
     started_s = time.monotonic()
     with _associated(
-        destination, calling_ae, [build_context(Verification, list(VERIFICATION_SYNTAXES))], timeout_s
+        destination, calling_ae, [build_context(Verification, list(SERVICE_SYNTAXES))], timeout_s
     ) as association:
         if isinstance(association, str) or not association.is_established:
             return EchoResult(ok=False, seconds=time.monotonic() - started_s, detail=_why_not(association))
