@@ -230,6 +230,14 @@ class Delivery(_Section):
     timeout_s: Seconds = Field(60.0, description="seconds a destination may take for one answer")
 
 
+class Commitment(_Section):
+    """Storage commitment: vouching for what peers have sent."""
+
+    patience_s: float = Field(
+        60.0, ge=0, le=86400, description="seconds an instance that a peer asks for may still be on its way"
+    )
+
+
 class Inbox(_Section):
     """The watched folder."""
 
@@ -317,6 +325,7 @@ class Config(_Section):
     lungs: LungMask = Field(default_factory=LungMask)
     outputs: Outputs = Field(default_factory=Outputs)
     delivery: Delivery = Field(default_factory=Delivery)
+    commitment: Commitment = Field(default_factory=Commitment)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
     peers: tuple[Peer, ...] = Field((), strict=False)
@@ -350,7 +359,7 @@ RELOADABLE: Final = frozenset(
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
         "outputs.window", "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
-        "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
+        "delivery.timeout_s", "commitment.patience_s", "inbox.settle_s", "log.level", "peers", "targets",
     }
 )  # fmt: skip
 

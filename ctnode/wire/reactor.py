@@ -190,6 +190,8 @@ class SyncAssociation(Association):
         self.supported = supported
         self._request_timeout_s = request_timeout_s
         self._drain_wanted = False
+        # Held by who reports on this association: one request of ours at a time.
+        self.reporting = threading.Lock()
         self.acse: SyncAcse = SyncAcse(self)
         self.dul: SyncDul = SyncDul(self, stream, max_pdu_bytes, idle_timeout_s, pdu_timeout_s)
         self.dimse: SyncDimse = SyncDimse(self)
@@ -227,6 +229,9 @@ class SyncAssociation(Association):
         finally:
             # What has begun and not ended is discarded before the end is written down.
             self.session.close("lost", self.dul.cause, self.dul.why)
+            # Who waits for an answer of the peer need not wait for his whole time.
+            self.is_established = False
+            self.dimse.msg_queue.put((None, None))
             if self.dul.state_machine.current_state == CLOSING:
                 self.stream.linger(time.monotonic() + LINGER_S)
                 self.dul.cut(TRANSPORT_CLOSED)

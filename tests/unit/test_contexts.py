@@ -12,7 +12,6 @@ from ctnode.wire.contexts import SERVICES, STORAGE_SYNTAXES, needed_contexts, su
 pytestmark = pytest.mark.unit
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
-VERIFICATION = "1.2.840.10008.1.1"
 
 
 def test_the_services_and_every_standard_storage_class_are_served() -> None:
