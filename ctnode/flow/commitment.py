@@ -17,9 +17,9 @@ from ctnode.archive.vouching import HELD, NO_SUCH_INSTANCE, PROCESSING_FAILURE, 
 from ctnode.config import Config, Peer
 from ctnode.flow.perpeer import PerPeer
 from ctnode.ops import log
+from ctnode.wire.calling import Callee
 from ctnode.wire.events import report_where_it_is_open
 from ctnode.wire.reporting import Answer, Report, report_anew
-from ctnode.wire.sender import Destination
 
 # Reports are tried for as long as this; a peer that was away for longer has asked anew.
 GIVE_UP_S: Final = 7 * 86400.0
@@ -101,19 +101,19 @@ class CommitmentDesk:
         here = report_where_it_is_open(self._layout.run, commitment.association, report, timeout_s)
         if here is not None and here.status is not None:
             return Answer(here.status, "on the association of the request")
-        destination = destination_of(config, commitment)
-        if destination is None:
+        callee = callee_of(config, commitment)
+        if callee is None:
             return Answer(None, "the peer has no port in [[peers]], and its association is over")
-        anew = report_anew(destination, config.node.ae_title, report, timeout_s)
+        anew = report_anew(callee, config.node.ae_title, report, timeout_s)
         return Answer(anew.status, anew.why or "on an association of our own")
 
 
-def destination_of(config: Config, commitment: Commitment) -> Destination | None:
+def callee_of(config: Config, commitment: Commitment) -> Callee | None:
     """Return where the caller of a transaction is called back; None if nothing says its port."""
     peer = next((peer for peer in config.peers if peer.name == commitment.peer), None)
     if peer is None or peer.port is None:
         return None
-    return Destination(peer.name, peer.ae_title, _host(peer, commitment), peer.port)
+    return Callee(peer.ae_title, _host(peer, commitment), peer.port)
 
 
 def _host(peer: Peer, commitment: Commitment) -> str:

@@ -47,7 +47,8 @@ _BIG_ENDIAN: Final = ("1.2.840.10008.1.2.2",)
 # The acceptor's order decides: the first of these that the peer proposed is taken. Deflated is left out: a few hundred
 # kilobytes of it become gigabytes.
 STORAGE_SYNTAXES: Final = _UNCOMPRESSED + _LOSSLESS + _LOSSY + _BIG_ENDIAN
-SERVICE_SYNTAXES: Final = _UNCOMPRESSED
+VERIFICATION_SYNTAXES: Final = _UNCOMPRESSED
+SERVICE_SYNTAXES: Final = VERIFICATION_SYNTAXES
 
 # PS3.8 Table 9-18: transfer-syntaxes-not-supported.
 _NO_TRANSFER_SYNTAX: Final = 4

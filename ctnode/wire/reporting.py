@@ -19,10 +19,11 @@ from pynetdicom.presentation import PresentationContext, build_context, build_ro
 
 from ctnode.archive.commitments import Commitment, Failure
 from ctnode.archive.notices import Reference
+from ctnode.wire.calling import Callee, associated, status_of
 from ctnode.wire.contexts import COMMITMENT, COMMITMENT_INSTANCE, SERVICE_SYNTAXES
 from ctnode.wire.reactor import SyncAssociation
-from ctnode.wire.sender import NO_ANSWER, Destination, associated, first_line, status_of, why_not
 
+NO_ANSWER: Final = "no answer"
 ALL_HELD: Final = 1
 FAILURES_EXIST: Final = 2
 
@@ -114,13 +115,13 @@ def report_here(association: SyncAssociation, report: Report, timeout_s: float) 
                 return Answer(response.Status)
 
 
-def report_anew(destination: Destination, calling_ae: str, report: Report, timeout_s: float) -> Answer:
+def report_anew(callee: Callee, calling_ae: str, report: Report, timeout_s: float) -> Answer:
     """Report on an association of our own, as the SCP that calls (PS3.4 J.2.1, J.3.3.1.2)."""
     context = build_context(COMMITMENT, list(SERVICE_SYNTAXES))
     role = build_role(COMMITMENT, scp_role=True)
-    with associated(destination, calling_ae, [context], timeout_s, roles=[role]) as association:
-        if isinstance(association, str) or not association.is_established:
-            return Answer(None, why_not(association))
+    with associated(callee, calling_ae, [context], timeout_s, roles=[role]) as association:
+        if isinstance(association, str):
+            return Answer(None, association)
         if not any(accepted.as_scp for accepted in association.accepted_contexts):
             return Answer(None, "the peer does not take the role of an SCU of storage commitment")
         try:
@@ -128,7 +129,7 @@ def report_anew(destination: Destination, calling_ae: str, report: Report, timeo
                 report.information(), report.event_type, COMMITMENT, COMMITMENT_INSTANCE
             )
         except (ValueError, RuntimeError) as error:
-            return Answer(None, first_line(error))
+            return Answer(None, str(error).partition("\n")[0][:200])
         status = status_of(answer)
         return Answer(status, "" if status is not None else NO_ANSWER)
 

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -24,7 +24,7 @@ from ctnode.archive.header import Meta, read_meta
 from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from ctnode.config import Target
 from ctnode.wire.certificates import ClientContext, client_context
-from ctnode.wire.contexts import SERVICE_SYNTAXES
+from ctnode.wire.contexts import VERIFICATION_SYNTAXES
 from ctnode.words import BadInstance, ConfigError
 
 # PS3.8 9.3.2.2: context IDs are the odd numbers of one byte.
@@ -86,15 +86,15 @@ class SendResult:
 def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoResult:
     """Ask a node whether it is there."""
     started_s = time.monotonic()
-    with associated(
-        destination, calling_ae, [build_context(Verification, list(SERVICE_SYNTAXES))], timeout_s
+    with _associated(
+        destination, calling_ae, [build_context(Verification, list(VERIFICATION_SYNTAXES))], timeout_s
     ) as association:
         if isinstance(association, str) or not association.is_established:
-            return EchoResult(ok=False, seconds=time.monotonic() - started_s, detail=why_not(association))
+            return EchoResult(ok=False, seconds=time.monotonic() - started_s, detail=_why_not(association))
         try:
-            status = status_of(association.send_c_echo())
+            status = _status_of(association.send_c_echo())
         except (ValueError, RuntimeError) as error:
-            return EchoResult(ok=False, seconds=time.monotonic() - started_s, detail=first_line(error))
+            return EchoResult(ok=False, seconds=time.monotonic() - started_s, detail=_first_line(error))
         seconds = time.monotonic() - started_s
         if status is None:
             return EchoResult(ok=False, seconds=seconds, detail=NO_ANSWER)
@@ -143,9 +143,9 @@ def _send_batch(
 ) -> Iterator[SendResult]:
     pairs = dict.fromkeys((meta.sop_class, meta.transfer_syntax) for _path, meta in batch)
     contexts = [build_context(sop_class, syntax) for sop_class, syntax in pairs]
-    with associated(destination, calling_ae, contexts, timeout_s) as association:
+    with _associated(destination, calling_ae, contexts, timeout_s) as association:
         if isinstance(association, str) or not association.is_established:
-            why = why_not(association)
+            why = _why_not(association)
             for path, _meta in batch:
                 yield SendResult(path, Outcome.RETRY, None, why)
             return
@@ -175,8 +175,8 @@ def _send_one(association: Association, path: Path, *, message_id: int) -> SendR
         return SendResult(path, Outcome.RETRY, None, "the association ended before")
     except (ValueError, AttributeError, TypeError) as error:
         # pynetdicom cannot put it into a request: a UID that no command set takes, for example.
-        return SendResult(path, Outcome.DEAD, None, first_line(error))
-    status = status_of(answer)
+        return SendResult(path, Outcome.DEAD, None, _first_line(error))
+    status = _status_of(answer)
     if status is None:
         return SendResult(path, Outcome.RETRY, None, NO_ANSWER)
     return SendResult(path, outcome_of(status), status, str(answer.get("ErrorComment", "") or ""))
@@ -192,14 +192,8 @@ def outcome_of(status: int) -> Outcome:
 
 
 @contextmanager
-def associated(
-    destination: Destination,
-    calling_ae: str,
-    contexts: list[PresentationContext],
-    timeout_s: float,
-    *,
-    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
-    handlers: Sequence[evt.EventHandlerType] = (),
+def _associated(
+    destination: Destination, calling_ae: str, contexts: list[PresentationContext], timeout_s: float
 ) -> Iterator[Association | str]:
     """Open an association that may not be established, and release it in the end; or say why there is none."""
     entity = ApplicationEntity(ae_title=calling_ae)
@@ -217,8 +211,7 @@ def associated(
             destination.port,
             contexts=contexts,
             ae_title=destination.ae_title,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once), *handlers],
-            ext_neg=list(roles),
+            evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once)],
             tls_args=tls,
         )
     except OSError:
@@ -267,14 +260,12 @@ def _read_meta(path: Path) -> Meta:
     return meta
 
 
-def status_of(answer: Dataset) -> int | None:
-    """Return the status of a response; None where there was none."""
+def _status_of(answer: Dataset) -> int | None:
     status = answer.get("Status")
     return None if status is None else int(status)
 
 
-def why_not(association: Association | str) -> str:
-    """Return why an association is not established."""
+def _why_not(association: Association | str) -> str:
     if isinstance(association, str):
         return association
     answer = association.acceptor.primitive
@@ -288,6 +279,5 @@ def why_not(association: Association | str) -> str:
     return f"no connection: {fault}" if fault else "no association"
 
 
-def first_line(error: Exception) -> str:
-    """Return the words of an error that fit into a comment."""
+def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]

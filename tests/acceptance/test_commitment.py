@@ -167,6 +167,8 @@ def test_a_peer_that_never_answers_keeps_its_association(node: Node, tmp_path: P
             assert association.send_c_store(dcmread(file)).Status == 0
         assert listener.wait()[0] == 1
         assert association.send_c_echo().Status == 0
+        # Its late answer would cross the release.
+        association.abort()
         mute.go.set()
     node.wait_for(lambda: state(node, uid(503)) == "SENT", "the report is written down")
 
