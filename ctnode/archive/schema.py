@@ -251,6 +251,19 @@ def third(db: sqlite_utils.Database) -> None:
 
 _SERVICES: Final = """
 ALTER TABLE associations ADD COLUMN noticed_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN peer TEXT NOT NULL DEFAULT '';
+CREATE TABLE listings (
+    id INTEGER PRIMARY KEY,
+    series TEXT NOT NULL,
+    source TEXT NOT NULL,
+    uid TEXT NOT NULL,
+    status TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    at REAL NOT NULL,
+    instances TEXT,
+    count INTEGER NOT NULL
+) STRICT;
+CREATE INDEX listings_by_series ON listings (series, id);
 CREATE TABLE commitments (
     id INTEGER PRIMARY KEY,
     transaction_uid TEXT NOT NULL UNIQUE,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, field_validator, model_validator
 
 # PS3.5 6.2: up to 16 characters of the default repertoire, no backslash, not only spaces.
 AeTitle = Annotated[
@@ -293,6 +293,27 @@ class Peer(_Section):
     quiet_s: Seconds | None = Field(
         None, description="quiet time of series from this peer; default: that of [completion]"
     )
+    active_check: Literal["", "series", "image"] = Field(
+        "",
+        description="ask it what it holds of a series: series (their number), image (each); empty: do not ask",
+    )
+    retrieve: Literal["", "move", "get"] = Field(
+        "", description="how to fetch what it holds and has not sent: move (it has to know our port), get; empty: not"
+    )
+    query_ae_title: AeTitle | None = Field(None, description="AE title that is asked; default: that of the peer")
+    query_host: str = Field("", description="host that is asked; empty: that of the peer")
+    query_port: Port | None = Field(None, description="port that is asked; default: that of the peer")
+    query_timeout_s: Seconds = Field(30.0, description="seconds it may take for one answer to a question")
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        if self.active_check and not (self.query_port or self.port):
+            raise ValueError("active_check needs query_port or port")
+        if self.active_check and not self.query_host and "/" in self.host:
+            raise ValueError("active_check needs query_host where host is a network")
+        if self.retrieve and not self.active_check:
+            raise ValueError("retrieve needs active_check")
+        return self
 
 
 class Target(_Section):

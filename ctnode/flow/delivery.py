@@ -16,6 +16,7 @@ from ctnode.archive.database import Database
 from ctnode.archive.jobs import retry_after_s
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Target
+from ctnode.flow.asking import Asker
 from ctnode.flow.commitment import CommitmentDesk
 from ctnode.ops import log
 from ctnode.ops.durable import lock
@@ -59,7 +60,7 @@ class Deliverer:
         self.reload = reload
         self._busy: dict[str, threading.Thread] = {}
         self._stop = threading.Event()
-        self._parts = (CommitmentDesk(layout),)
+        self._parts = (CommitmentDesk(layout), Asker(layout))
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def run(self) -> None:
