@@ -13,7 +13,6 @@ from ctnode.config.models import (
     LungMask,
     Node,
     Outputs,
-    Peer,
     Pipeline,
     Receiver,
     Storage,
@@ -21,6 +20,7 @@ from ctnode.config.models import (
     Tls,
     Worker,
 )
+from ctnode.config.peer import Peer
 
 __all__ = [
     "RELOADABLE",
