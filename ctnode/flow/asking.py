@@ -25,6 +25,8 @@ from ctnode.words import CtnodeError
 
 # The door of what a C-GET brings.
 DOOR: Final = "get"
+# A peer that holds more than it has sent is not asked again before this.
+LEAST_WAIT_S: Final = 5.0
 _CT: Final = "1.2.840.10008.5.1.4.1.1.2"
 
 
@@ -35,6 +37,11 @@ class Asker:
         self._layout = layout
         self._threads = PerPeer("ask")
         self._log: structlog.typing.FilteringBoundLogger = log.get()
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Return the peers that are being asked."""
+        return self._threads.busy
 
     def begin(self, database: Database) -> None:
         """Take back what a process that died was asking."""
@@ -89,7 +96,7 @@ class Asker:
             elif not peer.retrieve:
                 if ask.is_receiving:
                     # It may still be sending: what it holds then counts.
-                    asks.later(database, ask, words, wait_s=ask.quiet_s)
+                    asks.later(database, ask, words, wait_s=max(ask.quiet_s, LEAST_WAIT_S))
                 else:
                     asks.done(database, ask, words)
         if missing and peer.retrieve:
