@@ -77,11 +77,10 @@ def held(database: Database, series_id: int) -> frozenset[str]:
 def series_of_instances(database: Database, instances: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Return by SeriesInstanceUID which of the instances the index has; those that it lacks are in none."""
     found: dict[str, list[str]] = {}
-    for instance in instances:
-        for (series,) in database.execute(
-            "SELECT DISTINCT series.uid FROM instances JOIN series ON series.id = instances.series_id"
-            " WHERE instances.sop_instance = ?",
-            (instance,),
-        ):
-            found.setdefault(series, []).append(instance)
+    for series, instance in database.execute(
+        "SELECT DISTINCT series.uid, wanted.value FROM json_each(?) AS wanted"
+        " JOIN instances ON instances.sop_instance = wanted.value JOIN series ON series.id = instances.series_id",
+        (json.dumps(list(instances)),),
+    ):
+        found.setdefault(series, []).append(instance)
     return {series: tuple(those) for series, those in found.items()}

@@ -53,9 +53,9 @@ class Asker:
         for name in asks.peers_due(database):
             self._threads.start(name, lambda peer: self._serve(peer, config))
 
-    def stop(self, timeout_s: float) -> None:
+    def stop(self) -> None:
         """Let what is under way end."""
-        self._threads.stop(timeout_s)
+        self._threads.stop()
 
     def _serve(self, name: str, config: Config) -> None:
         peer = next((peer for peer in config.peers if peer.name == name and peer.active_check), None)

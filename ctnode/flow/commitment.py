@@ -13,6 +13,8 @@ from ctnode.archive.commitments import Commitment, Failure
 from ctnode.archive.database import Database
 from ctnode.archive.jobs import retry_after_s
 from ctnode.archive.layout import Layout
+from ctnode.archive.ledger import Ledger
+from ctnode.archive.spool import Spool
 from ctnode.archive.vouching import HELD, NO_SUCH_INSTANCE, PROCESSING_FAILURE, verify
 from ctnode.config import Config, Peer
 from ctnode.flow.perpeer import PerPeer
@@ -39,17 +41,18 @@ class CommitmentDesk:
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def begin(self, database: Database) -> None:
-        """Take over what a process that died was at."""
+        """Take over what a process that died was at, and forget what is older than anybody asks about."""
         commitments.release_interrupted(database)
+        Ledger(Spool(self._layout.incoming)).sweep()
 
     def start_due(self, database: Database, config: Config) -> None:
         """Start a thread for each caller that is owed a report."""
         for calling_ae in commitments.callers_due(database):
             self._threads.start(calling_ae, lambda name: self._serve(name, config))
 
-    def stop(self, timeout_s: float) -> None:
+    def stop(self) -> None:
         """Let what is under way end."""
-        self._threads.stop(timeout_s)
+        self._threads.stop()
 
     def _serve(self, calling_ae: str, config: Config) -> None:
         with Database(self._layout.database) as database:

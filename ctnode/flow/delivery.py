@@ -86,7 +86,7 @@ class Deliverer:
         self.role.draining()
         self._stop.set()
         for part in self._parts:
-            part.stop(self.config.delivery.timeout_s)
+            part.stop()
         for thread in self._busy.values():
             thread.join(timeout=self.config.delivery.timeout_s)
 

@@ -6,8 +6,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 from ctnode.ops import log
+from ctnode.wire.calling import hang_up
+
+# What is under way may end within so long when the node stops, and what is cut has so long to notice.
+STOP_S: Final = 3.0
+CUT_S: Final = 2.0
 
 
 class PerPeer:
@@ -38,12 +44,15 @@ class PerPeer:
         self._busy[name] = thread
         thread.start()
 
-    def stop(self, timeout_s: float) -> None:
-        """Let the threads end what they are at; who takes longer ends with the process."""
+    def stop(self, timeout_s: float = STOP_S) -> None:
+        """Let the threads end what they are at; who takes longer is cut, which the next process makes good."""
         self.stopping.set()
         deadline_s = time.monotonic() + timeout_s
         for thread in self._busy.values():
             thread.join(timeout=max(0.0, deadline_s - time.monotonic()))
+        hang_up()
+        for thread in self._busy.values():
+            thread.join(timeout=CUT_S)
 
     def _run(self, name: str, serve: Callable[[str], None]) -> None:
         try:

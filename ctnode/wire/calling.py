@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
@@ -14,6 +16,9 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiat
 from pynetdicom.presentation import PresentationContext
 
 from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+
+_lock = threading.Lock()
+_open: set[Association] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ def associated(
             callee.port,
             contexts=list(contexts),
             ae_title=callee.ae_title,
-            evt_handlers=list(handlers),
+            evt_handlers=[(evt.EVT_CONN_OPEN, _note), (evt.EVT_CONN_CLOSE, _forget), *handlers],
             ext_neg=list(roles),
         )
     except OSError:
@@ -74,6 +79,26 @@ def associated(
     finally:
         if association.is_established:
             association.release()
+
+
+def hang_up() -> None:
+    """Close every connection, so that who waits for an answer goes on at once: the process is to end."""
+    with _lock:
+        sockets = [association.dul.socket for association in _open]
+    for transport in sockets:
+        with suppress(OSError):
+            if transport is not None and transport.socket is not None:
+                transport.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _note(event: evt.Event) -> None:
+    with _lock:
+        _open.add(event.assoc)
+
+
+def _forget(event: evt.Event) -> None:
+    with _lock:
+        _open.discard(event.assoc)
 
 
 def status_of(answer: Dataset) -> int | None:

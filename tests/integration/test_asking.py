@@ -251,7 +251,7 @@ def run(root: Root, config: Config) -> None:
     asker.start_due(root.database, config)
     while asker.busy:
         threading.Event().wait(0.02)
-    asker.stop(20.0)
+    asker.stop()
 
 
 def test_a_peer_that_holds_more_and_is_not_to_be_fetched_from_is_asked_again(root: Root) -> None:
@@ -297,7 +297,7 @@ def test_one_question_to_a_peer_at_a_time(root: Root) -> None:
             asker.start_due(root.database, run_config)
         while asks.peers_due(root.database):
             threading.Event().wait(0.02)
-        asker.stop(20.0)
+        asker.stop()
     assert most == 1
 
 
