@@ -79,6 +79,8 @@ def associated(
     finally:
         if association.is_established:
             association.release()
+        with _lock:
+            _open.discard(association)
 
 
 def hang_up() -> None:

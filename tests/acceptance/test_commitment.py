@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -15,8 +16,9 @@ from pydicom import Dataset, dcmread
 from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
+from ctnode.wire.contexts import PROCEDURE_STEP
 from tests.harness import LOOPBACK, Node, free_port, small_series, storescu, wait_until
-from tests.integration.test_services import ask, commitment
+from tests.integration.test_services import ask, begun, change, commitment, create, step
 from tests.wire_peers import CT, EXPLICIT, VERIFICATION, uid
 
 pytestmark = pytest.mark.acceptance
@@ -127,6 +129,24 @@ def test_what_was_just_sent_is_reported_on_the_same_association(node: Node, tmp_
     node.wait_for(lambda: state(node, uid(501)) == "SENT", "the report is written down")
 
 
+def test_a_step_goes_from_one_receiver_process_to_another(node: Node) -> None:
+    """The second association is served by the other process: the first one still has its own."""
+    contexts = [build_context(PROCEDURE_STEP)]
+    first, second = (AE("SAME").associate(LOOPBACK, node.port, contexts=contexts) for _ in range(2))
+    assert len(node.roles()["receiver"]) == 2
+    assert create(first, begun(), uid(700)).Status == 0
+    assert create(second, begun(), uid(700)).Status == 0x0111
+    assert change(second, step("COMPLETED", (uid(7, 1), [uid(7, 2), uid(7, 3)])), uid(700)).Status == 0
+    assert change(first, step("COMPLETED"), uid(700)).Status == 0x0110
+    # Heard while the associations are open.
+    node.wait_for(lambda: node.query("SELECT 1 FROM listings WHERE series = ?", uid(7, 1)), "the list is written down")
+    for association in (first, second):
+        association.release()
+    (row,) = node.query("SELECT source, status, peer, count, instances FROM listings WHERE series = ?", uid(7, 1))
+    assert row[:4] == ("mpps", "COMPLETED", "same", 2)
+    assert json.loads(row[4]) == [uid(7, 2), uid(7, 3)]
+
+
 def test_each_instance_is_read_before_it_is_vouched_for(node: Node, tmp_path: Path, ports: dict[str, int]) -> None:
     series, files = small_series(tmp_path, 502)
     names = sops(files)
@@ -212,3 +232,7 @@ def test_restart_and_kill_between_request_and_report(node: Node, tmp_path: Path,
     with asking(node, "away") as association:
         assert ask(association, commitment(uid(505), *sops(files))) == 0x0131
     wait_until(lambda: node.series(series) is not None, "the series is there")
+    told = {one["transaction"]: one["state"] for one in node.json("commitments", "list")}
+    assert told[uid(505)] == "SENT"
+    node.wait_settled()
+    node.check_promises()
