@@ -110,8 +110,8 @@ def ports() -> dict[str, int]:
 @pytest.fixture(scope="module")
 def node(place: Path, ports: dict[str, int]) -> Iterator[Node]:
     peers = [peer("same"), *(peer(name, port) for name, port in ports.items())]
-    delivery = {"first_retry_s": 0.3, "max_retry_s": 1.0, "timeout_s": 5.0}
-    with Node(place / "node", peers=peers, delivery=delivery, commitment={"patience_s": 1.0}) as running:
+    delivery = {"first_retry_s": 0.3, "max_retry_s": 1.0, "timeout_s": 2.0}
+    with Node(place / "node", peers=peers, delivery=delivery, commitment={"patience_s": 0.5}) as running:
         yield running
 
 
