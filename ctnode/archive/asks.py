@@ -15,6 +15,8 @@ from ctnode.words import JOB_TRANSITIONS, JobEvent, JobState, next_state
 
 MAX_FAILURES: Final = 3
 _OPEN: Final = "state IN ('QUEUED', 'RUNNING', 'RETRY')"
+# One that runs is due again when its lease is over: the thread that held it is gone.
+_DUE: Final = f"{_OPEN} AND kind = 'ask' AND (CASE state WHEN 'RUNNING' THEN lease_until ELSE due_at END) <= ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def plan(database: Database, peers: Collection[str]) -> None:
 def peers_due(database: Database) -> tuple[str, ...]:
     """Return the peers for which a question is due."""
     rows = database.execute(
-        f"SELECT DISTINCT peer FROM jobs WHERE {_OPEN} AND kind = 'ask' AND state <> 'RUNNING' AND due_at <= ?",
+        f"SELECT DISTINCT peer FROM jobs WHERE {_DUE}",
         (time.time(),),
     )
     return tuple(row[0] for row in rows)
@@ -96,13 +98,14 @@ def claim(database: Database, peer: str, owner: str) -> Ask | None:
     now = time.time()
     with database.immediate():
         row = database.execute(
-            f"SELECT id, state FROM jobs WHERE {_OPEN} AND kind = 'ask' AND state <> 'RUNNING' AND peer = ?"
-            " AND due_at <= ? ORDER BY due_at, id LIMIT 1",
-            (peer, now),
+            f"SELECT id, state FROM jobs WHERE {_DUE} AND peer = ? ORDER BY due_at, id LIMIT 1",
+            (now, peer),
         ).fetchone()
         if row is None:
             return None
-        if row[1] == JobState.RETRY:
+        if row[1] == JobState.RUNNING:
+            _move(database, row[0], JobEvent.DRAIN, "due_at = due_at")
+        elif row[1] == JobState.RETRY:
             _move(database, row[0], JobEvent.COME_DUE, "due_at = due_at")
         _move(
             database, row[0], JobEvent.CLAIM,

@@ -70,9 +70,11 @@ class Asker:
                     continue
                 try:
                     self._ask(database, config, peer, ask)
-                except QueryFault as fault:
-                    asks.failed(database, ask, f"{name}: {fault.why}")
-                    self._log.warning("question failed", peer=name, series=ask.series, reason=fault.why)
+                except (QueryFault, ValueError, RuntimeError, AttributeError, TypeError) as fault:
+                    # pynetdicom raises whatever a strange answer makes it raise.
+                    why = fault.why if isinstance(fault, QueryFault) else f"no usable answer: {type(fault).__name__}"
+                    asks.failed(database, ask, f"{name}: {why}")
+                    self._log.warning("question failed", peer=name, series=ask.series, reason=why)
 
     def _ask(self, database: Database, config: Config, peer: Peer, ask: Ask) -> None:
         callee = callee_of(peer)

@@ -227,6 +227,32 @@ def test_no_worker_takes_a_question_and_its_revision_stays(root: Root) -> None:
     assert not root.breaches()
 
 
+def test_a_question_whose_thread_died_is_taken_up_when_its_lease_is_over(root: Root) -> None:
+    receiving(root, stack(2))
+    asks.plan(root.database, {"pacs"})
+    first = asks.claim(root.database, "pacs", "me")
+    assert (first is not None, asks.peers_due(root.database)) == (True, ())
+    root.database.execute("UPDATE jobs SET lease_until = 0")
+    root.database.connection.commit()
+    assert asks.peers_due(root.database) == ("pacs",)
+    second = asks.claim(root.database, "pacs", "me")
+    assert first is not None
+    assert second is not None
+    with root.database.immediate():
+        asks.done(root.database, first, "late")
+    assert (state(root), second.attempt) == ("RUNNING", 2)
+
+
+def test_an_answer_that_breaks_the_library_counts_as_a_failure(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr("ctnode.flow.asking.find", broken)
+    receiving(root, stack(2))
+    run(root, config_of(root, Callee("PACS", "127.0.0.1", 1), active_check="image"))
+    assert root.one("SELECT message FROM jobs") == "pacs: no usable answer: AttributeError"
+
+
 def test_the_third_failure_is_the_last(root: Root) -> None:
     receiving(root, stack(2))
     asks.plan(root.database, {"pacs"})
