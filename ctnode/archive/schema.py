@@ -249,6 +249,44 @@ def third(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+_EVIDENCE: Final = """
+CREATE TABLE evidence (
+    id INTEGER PRIMARY KEY,
+    study TEXT NOT NULL,
+    series TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    source TEXT NOT NULL,
+    name TEXT NOT NULL,
+    at REAL NOT NULL,
+    count INTEGER,
+    instances TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    failed INTEGER NOT NULL,
+    modality TEXT NOT NULL,
+    UNIQUE (study, series, kind, source, name)
+) STRICT;
+CREATE INDEX evidence_by_name ON evidence (kind, name);
+CREATE TABLE evidence_instances (
+    sop_instance TEXT NOT NULL,
+    evidence_id INTEGER NOT NULL REFERENCES evidence (id),
+    PRIMARY KEY (sop_instance, evidence_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX evidence_instances_by_evidence ON evidence_instances (evidence_id);
+CREATE INDEX instances_by_sop ON instances (sop_instance);
+ALTER TABLE revisions ADD COLUMN rule TEXT NOT NULL DEFAULT '';
+ALTER TABLE revisions ADD COLUMN otherwise TEXT NOT NULL DEFAULT '';
+ALTER TABLE revisions ADD COLUMN awaits TEXT NOT NULL DEFAULT '';
+ALTER TABLE revisions ADD COLUMN renewed_at REAL;
+"""
+
+
+@MIGRATIONS(name="0004_evidence")
+def fourth(db: sqlite_utils.Database) -> None:
+    """Keep what others say of a series, and what a waiting revision waits for."""
+    for statement in _statements(_EVIDENCE):
+        db.execute(statement)
+
+
 def _statements(script: str) -> list[str]:
     """Split a script at the semicolons that end statements; trigger bodies hold semicolons of their own."""
     statements, lines = [], []
