@@ -86,6 +86,12 @@ def peers_due(database: Database) -> tuple[str, ...]:
     return tuple(row[0] for row in rows)
 
 
+def held(database: Database, series_id: int) -> frozenset[str]:
+    """Return the SOP Instance UIDs that the index has of a series."""
+    rows = database.execute("SELECT sop_instance FROM instances WHERE series_id = ?", (series_id,))
+    return frozenset(row[0] for row in rows)
+
+
 def release_interrupted(database: Database) -> None:
     """Take back what a dead process was asking; the caller is the only one that asks."""
     with database.immediate():

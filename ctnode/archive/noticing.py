@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
-from ctnode.archive import commitments, listings, timeline
+from ctnode.archive import commitments, evidence, timeline
 from ctnode.archive.associations import Association
 from ctnode.archive.database import Database
-from ctnode.archive.listings import Listing
 from ctnode.archive.notices import Notice, NoticeKind
+from ctnode.words import Evidence, EvidenceKind
+
+_STEPS: Final = {
+    "COMPLETED": EvidenceKind.MPPS_COMPLETED,
+    "DISCONTINUED": EvidenceKind.MPPS_DISCONTINUED,
+}
 
 
 def take_notice(database: Database, association: Association, notice: Notice) -> None:
-    """Write down what a notice lists, by series, and owe a report for a request to vouch for instances."""
+    """Keep what a notice says of series as evidence, and owe a report for a request to vouch for instances."""
     if notice.kind is NoticeKind.COMMITMENT:
         commitments.take(database, association, notice)
     who = association.peer or association.calling_ae
-    for listing in _listings(database, notice, who):
-        listings.add(database, listing)
-        status = f", {listing.status}" if listing.status else ""
-        words = f"{who} lists {listing.count} instances ({listing.source}{status})"
+    for one in _evidence(notice, who):
+        evidence.record(database, one)
+        words = f"{who} lists {one.count} instances ({one.kind})"
         for series_id, revision in database.execute(
             "SELECT series.id, max(revisions.n) FROM series JOIN revisions ON revisions.series_id = series.id"
             " WHERE series.uid = ? GROUP BY series.id",
-            (listing.series,),
+            (one.series,),
         ).fetchall():
             timeline.note(database, series_id, revision, "listed", words, at=notice.at)
 
 
-def _listings(database: Database, notice: Notice, who: str) -> Iterator[Listing]:
-    by_series = {one.series: tuple(r.sop_instance for r in one.references) for one in notice.listed}
-    if notice.kind is NoticeKind.COMMITMENT:
-        # It names no series; what was asked for came before, so the index knows most of it.
-        by_series = listings.series_of_instances(database, [one.sop_instance for one in notice.references])
-    for series, instances in by_series.items():
-        yield Listing(series, str(notice.kind), notice.uid, notice.status, who, notice.at, instances, len(instances))
+def _evidence(notice: Notice, who: str) -> Iterator[Evidence]:
+    kind = {
+        NoticeKind.STEP: _STEPS.get(notice.status, EvidenceKind.MPPS_IN_PROGRESS),
+        NoticeKind.COMMITMENT: EvidenceKind.COMMITMENT_REQUEST,
+        NoticeKind.AVAILABILITY: EvidenceKind.AVAILABILITY_NOTICE,
+    }[notice.kind]
+    for listed in notice.listed:
+        names = tuple(sorted({reference.sop_instance for reference in listed.references}))
+        study = notice.study if listed.series else ""
+        yield Evidence(kind, notice.at, who, study, listed.series, notice.uid, len(names), names)
+    if not notice.listed and notice.study:
+        # A step that has begun speaks of its study until it tells the series.
+        yield Evidence(kind, notice.at, who, notice.study, "", notice.uid)

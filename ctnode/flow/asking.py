@@ -7,12 +7,11 @@ from typing import Final
 
 import structlog
 
-from ctnode.archive import asks, listings
+from ctnode.archive import asks, evidence
 from ctnode.archive.asks import Ask
 from ctnode.archive.database import Database
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
-from ctnode.archive.listings import Listing
 from ctnode.archive.part10 import Opened
 from ctnode.archive.spool import Journal, Spool
 from ctnode.config import Config, Peer
@@ -21,7 +20,7 @@ from ctnode.ops import log
 from ctnode.ops.process import identity
 from ctnode.wire.calling import Callee
 from ctnode.wire.query import Found, QueryFault, Retrieved, Wanted, find, get, move
-from ctnode.words import CtnodeError
+from ctnode.words import CtnodeError, Evidence, EvidenceKind
 
 # The door of what a C-GET brings.
 DOOR: Final = "get"
@@ -86,13 +85,17 @@ class Asker:
             is_exact=peer.active_check == "image",
             timeout_s=peer.query_timeout_s,
         )
-        held = listings.held(database, ask.series_id)
+        held = asks.held(database, ask.series_id)
         missing = missing_of(found, held)
         words = f"{peer.name} holds {found.count} instances, {missing} of them are not here"
         self._log.info("peer asked", peer=peer.name, series=ask.series, count=found.count, missing=missing)
         with database.immediate():
-            instances = None if found.instances is None else tuple(sorted(found.instances))
-            listings.add(database, Listing(ask.series, "find", "", "", peer.name, time.time(), instances, found.count))
+            names = tuple(sorted(found.instances or ()))
+            kind = EvidenceKind.QUERY_RESULT
+            evidence.record(
+                database,
+                Evidence(kind, time.time(), peer.name, ask.study, ask.series, count=found.count, instances=names),
+            )
             if not missing:
                 asks.done(database, ask, words)
             elif not peer.retrieve:
@@ -119,11 +122,11 @@ class Asker:
             f" {result.warning} with warnings, status {result.status:04X}"
         )
         with database.immediate():
-            listings.add(
+            evidence.record(
                 database,
-                Listing(
-                    ask.series, "move", "", f"{result.status:04X}", peer.name, time.time(), absent or None,
-                    result.completed,
+                Evidence(
+                    EvidenceKind.RETRIEVE_FINAL, time.time(), peer.name, ask.study, ask.series,
+                    count=result.completed + result.warning, instances=absent, failed=result.failed,
                 ),
             )  # fmt: skip
             if result.is_whole:

@@ -139,12 +139,12 @@ def test_a_step_goes_from_one_receiver_process_to_another(node: Node) -> None:
     assert change(second, step("COMPLETED", (uid(7, 1), [uid(7, 2), uid(7, 3)])), uid(700)).Status == 0
     assert change(first, step("COMPLETED"), uid(700)).Status == 0x0110
     # Heard while the associations are open.
-    node.wait_for(lambda: node.query("SELECT 1 FROM listings WHERE series = ?", uid(7, 1)), "the list is written down")
+    node.wait_for(lambda: node.query("SELECT 1 FROM evidence WHERE series = ?", uid(7, 1)), "the list is written down")
     for association in (first, second):
         association.release()
-    (row,) = node.query("SELECT source, status, peer, count, instances FROM listings WHERE series = ?", uid(7, 1))
-    assert row[:4] == ("mpps", "COMPLETED", "same", 2)
-    assert json.loads(row[4]) == [uid(7, 2), uid(7, 3)]
+    (row,) = node.query("SELECT kind, source, count, instances FROM evidence WHERE series = ?", uid(7, 1))
+    assert row[:3] == ("mpps_completed", "same", 2)
+    assert json.loads(row[3]) == [uid(7, 2), uid(7, 3)]
 
 
 def test_each_instance_is_read_before_it_is_vouched_for(node: Node, tmp_path: Path, ports: dict[str, int]) -> None:

@@ -53,13 +53,13 @@ def put(port: int, path: str, body: object) -> None:
 
 
 def told(node: Node, series: str) -> list[tuple[Any, ...]]:
-    return node.query("SELECT source, count, status FROM listings WHERE series = ? ORDER BY id", series)
+    return node.query("SELECT kind, count, failed FROM evidence WHERE series = ? ORDER BY kind", series)
 
 
 def asked(node: Node, series: str) -> list[tuple[Any, ...]]:
     return node.query(
         "SELECT jobs.state, jobs.message FROM jobs JOIN revisions ON revisions.id = jobs.revision_id"
-        " JOIN series ON series.id = revisions.series_id WHERE jobs.kind = 'ask' AND series.uid = ?",
+        " JOIN series ON series.id = revisions.series_id WHERE jobs.kind = 'ask' AND series.uid = ? ORDER BY jobs.id",
         series,
     )
 
@@ -80,15 +80,14 @@ def test_what_the_peer_holds_and_did_not_send_is_fetched(both: Both, tmp_path: P
         # Orthanc writes anew what it sends; what was pushed to the node lies there bit for bit.
         assert len(kept) == 12 or peer == "COUNTER"
         assert {sha256(data_set_of(file)) for file in files[:8]} <= kept
-        fetched = ("move", 12 if peer == "COUNTER" else 4, "0000")
+        fetched = ("retrieve_final", 12 if peer == "COUNTER" else 4, 0)
         # Asked again once it had come.
+        whole = f"{peer.lower()} holds 12 instances, 0 of them are not here"
         both.node.wait_for(
-            lambda series=series, fetched=fetched: (
-                told(both.node, series)  # type: ignore[misc]
-                == [("find", 12, ""), fetched, ("find", 12, "")]
-            ),
+            lambda series=series, whole=whole: asked(both.node, series)[-1] == ("DONE", whole),  # type: ignore[misc]
             "it is asked, fetched, and asked again",
         )
+        assert told(both.node, series) == [("query_result", 12, 0), fetched]
         doors = both.node.query(
             "SELECT DISTINCT a.door FROM associations AS a JOIN association_series AS f ON f.association_id = a.id"
             " JOIN series ON series.id = f.series_id WHERE series.uid = ? ORDER BY 1",

@@ -15,7 +15,7 @@ from pydicom.dataset import FileMetaDataset
 from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 
-from ctnode.archive import asks, jobs, listings
+from ctnode.archive import asks, evidence, jobs
 from ctnode.config import Config, Peer, Storage
 from ctnode.flow.asking import Asker, missing_of
 from ctnode.wire.calling import Callee
@@ -287,8 +287,8 @@ def test_a_peer_that_holds_more_and_is_not_to_be_fetched_from_is_asked_again(roo
     with archive(on_find=answers(*names)) as callee:
         run(root, config_of(root, callee, active_check="image"))
     assert state(root) == "RETRY"
-    (listed,) = listings.of_series(root.database, SERIES)
-    assert (listed.source, listed.peer, listed.count, set(listed.instances or ())) == ("find", "pacs", 3, set(names))
+    (told,) = evidence.of_series(root.database, 1)
+    assert (told.kind, told.source, told.count, set(told.instances)) == ("query_result", "pacs", 3, set(names))
     (words,) = root.rows("SELECT text FROM timeline WHERE kind = 'asked'")
     assert words == ("pacs holds 3 instances, 1 of them are not here",)
 
@@ -299,7 +299,7 @@ def test_a_peer_that_takes_a_connection_and_says_nothing(root: Root) -> None:
         callee = Callee("PACS", "127.0.0.1", silent.getsockname()[1])
         run(root, config_of(root, callee, active_check="image", query_timeout_s=0.3))
     assert state(root) == "RETRY"
-    assert not listings.of_series(root.database, SERIES)
+    assert not evidence.of_series(root.database, 1)
 
 
 def test_one_question_to_a_peer_at_a_time(root: Root) -> None:

@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from ctnode.archive import commitments, listings
+from ctnode.archive import commitments, evidence
 from ctnode.archive.commitments import Failure
 from ctnode.archive.ledger import KEPT_S, Ledger
 from ctnode.archive.notices import NoticeKind, Reference, journal_fields
@@ -72,8 +72,8 @@ def test_a_request_counts_once_all_that_came_before_is_settled(root: Root, monke
     assert transactions(root) == ["1.2.3"]
     (request,) = commitments.listing(root.database)
     assert {verify(root.database, root.layout, one) for one in request.references} == {HELD}
-    listed = listings.of_series(root.database, images[0].series)
-    assert [(one.source, one.count) for one in listed] == [("commitment", 10)]
+    listed = evidence.of_series(root.database, 1)
+    assert [(one.kind, one.count) for one in listed] == [("commitment_request", 10)]
 
 
 def test_nothing_is_heard_twice_or_lost(root: Root) -> None:
@@ -89,9 +89,8 @@ def test_nothing_is_heard_twice_or_lost(root: Root) -> None:
     journal.close("released")
     assert root.settler.scan().is_whole
     root.settler.scan()
-    assert [(one.status, one.instances) for one in listings.of_series(root.database, "1.7")] == [
-        ("COMPLETED", ("1.5", "1.6")),
-    ]
+    (row,) = root.rows("SELECT kind, source, name, instances FROM evidence WHERE series = '1.7'")
+    assert row == ("mpps_completed", "SENDER", "1.9", '["1.5", "1.6"]')
     assert not root.files("incoming")
 
 
