@@ -249,6 +249,75 @@ def third(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+_EVIDENCE: Final = """
+CREATE TABLE evidence (
+    id INTEGER PRIMARY KEY,
+    study TEXT NOT NULL,
+    series TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    source TEXT NOT NULL,
+    name TEXT NOT NULL,
+    at REAL NOT NULL,
+    count INTEGER,
+    instances TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    failed INTEGER NOT NULL,
+    modality TEXT NOT NULL,
+    UNIQUE (study, series, kind, source, name)
+) STRICT;
+CREATE INDEX evidence_by_name ON evidence (kind, name);
+CREATE TABLE evidence_instances (
+    sop_instance TEXT NOT NULL,
+    evidence_id INTEGER NOT NULL REFERENCES evidence (id),
+    PRIMARY KEY (sop_instance, evidence_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX evidence_instances_by_evidence ON evidence_instances (evidence_id);
+CREATE INDEX instances_by_sop ON instances (sop_instance);
+ALTER TABLE revisions ADD COLUMN rule TEXT NOT NULL DEFAULT '';
+ALTER TABLE revisions ADD COLUMN otherwise TEXT NOT NULL DEFAULT '';
+ALTER TABLE revisions ADD COLUMN awaits TEXT NOT NULL DEFAULT '';
+ALTER TABLE revisions ADD COLUMN renewed_at REAL;
+"""
+
+
+@MIGRATIONS(name="0004_evidence")
+def fourth(db: sqlite_utils.Database) -> None:
+    """Keep what others say of a series, and what a waiting revision waits for."""
+    for statement in _statements(_EVIDENCE):
+        db.execute(statement)
+
+
+_SERVICES: Final = """
+ALTER TABLE associations ADD COLUMN noticed_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN peer TEXT NOT NULL DEFAULT '';
+CREATE TABLE commitments (
+    id INTEGER PRIMARY KEY,
+    transaction_uid TEXT NOT NULL UNIQUE,
+    calling_ae TEXT NOT NULL,
+    called_ae TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    peer_address TEXT NOT NULL,
+    association TEXT NOT NULL,
+    asked_at REAL NOT NULL,
+    state TEXT NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    due_at REAL NOT NULL,
+    instances TEXT NOT NULL,
+    failures TEXT,
+    comment TEXT NOT NULL DEFAULT '',
+    ended_at REAL
+) STRICT;
+CREATE INDEX commitments_open ON commitments (calling_ae, due_at) WHERE state IN ('PENDING', 'SENDING', 'RETRY');
+"""
+
+
+@MIGRATIONS(name="0005_services")
+def fifth(db: sqlite_utils.Database) -> None:
+    """Let the index know what was asked beside storage."""
+    for statement in _statements(_SERVICES + _triggers("commitments")):
+        db.execute(statement)
+
+
 def _statements(script: str) -> list[str]:
     """Split a script at the semicolons that end statements; trigger bodies hold semicolons of their own."""
     statements, lines = [], []

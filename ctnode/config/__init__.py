@@ -4,6 +4,7 @@ from ctnode.config.document import document
 from ctnode.config.loading import Change, Loaded, diff, explain, from_words, load, reloaded, require_root
 from ctnode.config.models import (
     RELOADABLE,
+    Commitment,
     Completion,
     Config,
     Delivery,
@@ -12,7 +13,6 @@ from ctnode.config.models import (
     LungMask,
     Node,
     Outputs,
-    Peer,
     Pipeline,
     Receiver,
     Storage,
@@ -20,10 +20,12 @@ from ctnode.config.models import (
     Tls,
     Worker,
 )
+from ctnode.config.peer import Peer
 
 __all__ = [
     "RELOADABLE",
     "Change",
+    "Commitment",
     "Completion",
     "Config",
     "Delivery",

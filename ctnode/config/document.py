@@ -25,6 +25,12 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {
         "idle_timeout_s": 300.0,
         "pdu_timeout_s": 300.0,
         "quiet_s": 5.0,
+        "active_check": "image",
+        "retrieve": "get",
+        "query_ae_title": "PACS",
+        "query_host": "192.0.2.20",
+        "query_port": 104,
+        "query_timeout_s": 30.0,
     },
     "targets": {
         "name": "pacs",

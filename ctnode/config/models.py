@@ -7,31 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, field_validator
+from pydantic import BaseModel, Field, FiniteFloat, field_validator
 
-# PS3.5 6.2: up to 16 characters of the default repertoire, no backslash, not only spaces.
-AeTitle = Annotated[
-    str, StringConstraints(strip_whitespace=True, pattern=r"^[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]{0,15}$")
-]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Side = Annotated[int, Field(ge=1, le=4096)]
-Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+from ctnode.config.fields import AeTitle, Name, Port, Seconds, Section, Side
+from ctnode.config.peer import Peer
+
 ResultKind = Literal["report"]
-Service = Literal["echo", "store"]
-Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
-
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
 LARGEST_SPACING_MM: Final = 20.0
 
 
-class _Section(BaseModel):
-    # TOML and JSON know numbers, texts and truth values apart: "104" is no port, and neither is true.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Node(_Section):
+class Node(Section):
     """The node on the network."""
 
     ae_title: AeTitle = Field("CTNODE", description="AE title of the node, used when it calls others")
@@ -44,7 +31,7 @@ class Node(_Section):
     drain_s: float = Field(30.0, ge=0, le=3600, description="seconds that open associations may finish after SIGTERM")
 
 
-class Storage(_Section):
+class Storage(Section):
     """Where everything lies."""
 
     root: str = Field(
@@ -59,7 +46,7 @@ class Storage(_Section):
     )
 
 
-class Receiver(_Section):
+class Receiver(Section):
     """The DICOM port."""
 
     processes: int = Field(2, ge=1, le=64, description="receiver processes behind the one listening socket")
@@ -74,7 +61,7 @@ class Receiver(_Section):
     pdu_timeout_s: Seconds = Field(60.0, description="seconds one PDU may take from its first byte to its last")
 
 
-class Tls(_Section):
+class Tls(Section):
     """A second port, with TLS 1.2 or 1.3 as PS3.15 B.12 asks; SIGHUP reads its files anew."""
 
     certificate: str = Field("", description="PEM file of the node's certificate with its chain; empty: no TLS port")
@@ -87,7 +74,7 @@ class Tls(_Section):
     port: int = Field(2762, ge=0, le=65535, description="port to listen on with TLS; 0 takes any free one")
 
 
-class Completion(_Section):
+class Completion(Section):
     """When a series counts as complete."""
 
     quiet_s: Seconds = Field(10.0, description="seconds without a new instance after which a series is complete")
@@ -101,7 +88,7 @@ class Completion(_Section):
     )
 
 
-class Worker(_Section):
+class Worker(Section):
     """Who computes, and within which limits."""
 
     processes: int = Field(1, ge=1, le=64, description="jobs at the same time")
@@ -111,7 +98,7 @@ class Worker(_Section):
     timeout_s: Seconds = Field(1800.0, description="seconds after which the child of a job is stopped")
 
 
-class Pipeline(_Section):
+class Pipeline(Section):
     """What is computed."""
 
     spacing_mm: float | Literal["keep"] | tuple[float, float, float] = Field(
@@ -159,7 +146,7 @@ class Pipeline(_Section):
         return numbers if many else numbers[0]
 
 
-class LungMask(_Section):
+class LungMask(Section):
     """How lungs are segmented."""
 
     threshold: Literal["auto"] | Annotated[float, Field(ge=-900, le=-100)] = Field(
@@ -191,7 +178,7 @@ class LungMask(_Section):
     )
 
 
-class Outputs(_Section):
+class Outputs(Section):
     """Which results are written, beside ct.json and ct.nii.gz."""
 
     iso: bool = Field(default=True, description="ct_iso.nii.gz and lungs_iso.nii.gz")
@@ -223,7 +210,7 @@ class Outputs(_Section):
         return value
 
 
-class Delivery(_Section):
+class Delivery(Section):
     """How results are sent, and sent again."""
 
     first_retry_s: Seconds = Field(
@@ -233,7 +220,15 @@ class Delivery(_Section):
     timeout_s: Seconds = Field(60.0, description="seconds a destination may take for one answer")
 
 
-class Inbox(_Section):
+class Commitment(Section):
+    """Storage commitment: vouching for what peers have sent."""
+
+    patience_s: float = Field(
+        60.0, ge=0, le=86400, description="seconds an instance that a peer asks for may still be on its way"
+    )
+
+
+class Inbox(Section):
     """The watched folder."""
 
     path: str = Field("", description="folder whose files and zips are imported and then removed; empty: none")
@@ -242,7 +237,7 @@ class Inbox(_Section):
     )
 
 
-class Log(_Section):
+class Log(Section):
     """What the node says."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
@@ -251,42 +246,7 @@ class Log(_Section):
     )
 
 
-class Peer(_Section):
-    """One sender that is known by AE title and host, and by its certificate if one is named."""
-
-    name: Name = Field(description="name of the peer in logs and commands")
-    ae_title: AeTitle = Field(description="calling AE title of the peer")
-    host: str = Field(description="address, host name or network (10.1.2.0/24) the peer calls from")
-    port: Port | None = Field(None, description="port of the peer's own SCP, for `ctnode echo`")
-    certificate: str = Field(
-        "",
-        description="subject, common name, DNS name or sha256:HEX of the certificate it shows (TLS); empty: any",
-    )
-    services: tuple[Service, ...] = Field(("echo", "store"), strict=False, description="services the peer may use")
-    sop_classes: tuple[Uid, ...] = Field(
-        (), strict=False, description="UIDs of the SOP classes it may store; empty: all"
-    )
-    max_associations: int | None = Field(
-        None, ge=1, le=900, description="its associations at the same time; default: as many as its address may have"
-    )
-    max_pdu: int | None = Field(
-        None, ge=4096, le=1048576, description="largest PDU in bytes that is offered to it; default: that of [receiver]"
-    )
-    max_object_mb: int | None = Field(
-        None, ge=1, description="largest object in megabytes that is taken; default: that of [receiver]"
-    )
-    idle_timeout_s: Seconds | None = Field(
-        None, description="seconds its associations may be silent; default: that of [receiver]"
-    )
-    pdu_timeout_s: Seconds | None = Field(
-        None, description="seconds one of its PDUs may take; default: that of [receiver]"
-    )
-    quiet_s: Seconds | None = Field(
-        None, description="quiet time of series from this peer; default: that of [completion]"
-    )
-
-
-class Target(_Section):
+class Target(Section):
     """One destination of results."""
 
     name: Name = Field(description="name of the destination in logs and commands")
@@ -303,7 +263,7 @@ class Target(_Section):
     tls_name: str = Field("", description="name or address in its certificate; empty: that of host")
 
 
-class Config(_Section):
+class Config(Section):
     """The whole configuration, frozen."""
 
     node: Node = Field(default_factory=Node)
@@ -316,6 +276,7 @@ class Config(_Section):
     lungs: LungMask = Field(default_factory=LungMask)
     outputs: Outputs = Field(default_factory=Outputs)
     delivery: Delivery = Field(default_factory=Delivery)
+    commitment: Commitment = Field(default_factory=Commitment)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
     peers: tuple[Peer, ...] = Field((), strict=False)
@@ -350,7 +311,7 @@ RELOADABLE: Final = frozenset(
         "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.window", "outputs.png16",
         "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
-        "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
+        "delivery.timeout_s", "commitment.patience_s", "inbox.settle_s", "log.level", "peers", "targets",
     }
 )  # fmt: skip
 

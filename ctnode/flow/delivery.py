@@ -16,6 +16,8 @@ from ctnode.archive.database import Database
 from ctnode.archive.jobs import retry_after_s
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Target
+from ctnode.flow.asking import Asker
+from ctnode.flow.commitment import CommitmentDesk
 from ctnode.ops import log
 from ctnode.ops.durable import lock
 from ctnode.ops.process import identity
@@ -58,6 +60,7 @@ class Deliverer:
         self.reload = reload
         self._busy: dict[str, threading.Thread] = {}
         self._stop = threading.Event()
+        self._parts = (CommitmentDesk(layout), Asker(layout))
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def run(self) -> None:
@@ -65,6 +68,8 @@ class Deliverer:
         with self.database.immediate():
             # The lock says that nobody else sends: what was under way belonged to a process that died.
             self.database.execute("UPDATE deliveries SET lease_until = 0 WHERE state = 'SENDING'")
+        for part in self._parts:
+            part.begin(self.database)
         self.role.ready()
         while not self.role.stopping:
             if self.role.reload_wanted:
@@ -72,12 +77,16 @@ class Deliverer:
                 self.config = self.reload()
             try:
                 self._start_due()
+                for part in self._parts:
+                    part.start_due(self.database, self.config)
             except sqlite3.Error as error:
                 self._log.error("deliverer cannot work now", error=type(error).__name__)
                 self.role.wait(RETRY_S)
             self.role.wait(IDLE_S)
         self.role.draining()
         self._stop.set()
+        for part in self._parts:
+            part.stop()
         for thread in self._busy.values():
             thread.join(timeout=self.config.delivery.timeout_s)
 

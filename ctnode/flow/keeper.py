@@ -32,6 +32,8 @@ from ctnode.wire.peers import CachedResolver, find_peer
 IDLE_SCAN_S: Final = 1.0
 RETRY_S: Final = 1.0
 NETWORK: Final = "network"
+# What came by a C-GET has the sender of what came before.
+RETRIEVED: Final = "get"
 _SYNC_FAULTS: Final = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"})
 
 Reload = Callable[[], Config]
@@ -77,7 +79,7 @@ class Keeper:
 
     def _quiet_s(self, association: Association, revision: int) -> float:
         peer = None
-        if association.door == NETWORK:
+        if association.door in {NETWORK, RETRIEVED}:
             # A journal of an older version names no peer; then title and address decide as they did at the door.
             peer = next((known for known in self.config.peers if known.name == association.peer), None)
         if association.door == NETWORK and peer is None:
