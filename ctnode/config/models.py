@@ -228,6 +228,13 @@ class Delivery(_Section):
     )
     max_retry_s: Seconds = Field(3600.0, description="longest wait in seconds between two tries")
     timeout_s: Seconds = Field(60.0, description="seconds a destination may take for one answer")
+    proof_wait_s: Seconds = Field(
+        60.0,
+        description="seconds after the last object until its arrival is proved, and until a commitment is answered",
+    )
+    late_s: Seconds = Field(
+        3600.0, description="seconds after which what still waits counts as late in `ctnode doctor`"
+    )
 
 
 class Inbox(_Section):
@@ -287,11 +294,26 @@ class Target(_Section):
     """One destination of results."""
 
     name: Name = Field(description="name of the destination in logs and commands")
-    ae_title: AeTitle = Field(description="called AE title of the destination")
-    host: str = Field(description="host of the destination")
-    port: Port = Field(description="port of the destination")
+    kind: Literal["dicom", "dicomweb", "folder", "sender"] = Field(
+        "dicom", description="dicom (C-STORE), dicomweb (STOW-RS), folder, or sender: the peer that sent the series"
+    )
+    ae_title: AeTitle | None = Field(None, description="called AE title of the destination; needed with dicom")
+    host: str = Field("", description="host of the destination; needed with dicom")
+    port: Port | None = Field(None, description="port of the destination; needed with dicom")
+    url: str = Field("", description="root of the DICOMweb service, without /studies; needed with dicomweb")
+    token_file: str = Field("", description="file with the value of its Authorization header; empty: none is sent")
+    path: str = Field("", description="folder that files are put into, which has to exist; needed with folder")
     send: tuple[ResultKind, ...] = Field(
         ("report",), strict=False, description="kinds of results that are sent by themselves"
+    )
+    associations: int = Field(
+        1, ge=1, le=16, description="associations or connections at the same time; a series goes over one at a time"
+    )
+    transcode: bool = Field(
+        default=False, description="decode a compressed object where the destination refuses its transfer syntax"
+    )
+    proof: Literal["none", "commitment", "query"] = Field(
+        "none", description="what makes SENT CONFIRMED: storage commitment, or a query (C-FIND, QIDO-RS)"
     )
     tls: bool = Field(default=False, description="call it with TLS")
     ca: str = Field("", description="PEM file of the authority that signed its certificate; needed with TLS")
@@ -346,12 +368,14 @@ RELOADABLE: Final = frozenset(
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
         "outputs.window", "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
-        "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
+        "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "inbox.settle_s", "log.level",
+        "peers", "targets",
     }
 )  # fmt: skip
 
 # Keys whose value is the name of a file, which the service manager may provide as a credential instead.
 FILES: Final = ("certificate", "key", "ca")
+TARGET_FILES: Final = (*FILES, "token_file", "path")
 
 LISTS: Final[Mapping[str, type[BaseModel]]] = {"peers": Peer, "targets": Target}
 

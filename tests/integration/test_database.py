@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from ctnode.archive import catalog, jobs, outbox, revisions
+from ctnode.archive import catalog, jobs, lanes, outbox, revisions
 from ctnode.archive import database as database_module
 from ctnode.archive.database import Database, copy_to, journal_mode, wal_is_safe
 from ctnode.archive.schema import MIGRATIONS
@@ -320,7 +320,7 @@ def test_what_a_running_node_asks_walks_no_large_table(tmp_path: Path) -> None:
         jobs.renew(root.database, lease)
         parcels = [outbox.Parcel("pacs", "report", f"{k}", "d") for k in range(3)]
         jobs.finish(root.database, lease, [], "", lambda _: outbox.post(root.database, lease.revision_id, parcels))
-        outbox.targets_due(root.database)
+        lanes.due(root.database)
         for delivery in outbox.claim(root.database, "pacs", "one"):
             outbox.sent(root.database, delivery, 0, "")
         jobs.release_interrupted(root.database, "nobody")
