@@ -13,7 +13,8 @@ from typing import Final
 from ctnode.archive.database import Database
 from ctnode.archive.outbox import OPEN
 
-FOR_EVER: Final = 1e12
+# The first second of the year 9999: what ISO 8601 can still write.
+FOR_EVER: Final = 253370764800.0
 # Counting stops here: a list of late objects is long enough then.
 COUNT_LIMIT: Final = 1000
 _WAITING: Final = "state IN ('SENDING', 'RETRY')"

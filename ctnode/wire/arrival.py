@@ -12,11 +12,10 @@ from pydicom.dataset import Dataset
 from pynetdicom.dsutils import decode, encode
 
 from ctnode.wire import dimse
-from ctnode.wire.contexts import VERIFICATION_SYNTAXES
 from ctnode.wire.proposal import Agreed, Offer
 from ctnode.wire.requestor import Association, Fault, Message, Phase
 from ctnode.wire.sender import Destination, call
-from ctnode.wire.transcode import IMPLICIT_LITTLE
+from ctnode.wire.transcode import IMPLICIT_LITTLE, UNCOMPRESSED
 
 COMMITMENT: Final = "1.2.840.10008.1.20.1"
 COMMITMENT_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
@@ -60,7 +59,7 @@ def commitment(
     Fault
         If the destination cannot be asked, or does not take the request.
     """
-    association = call(destination, calling_ae, [Offer(COMMITMENT, VERIFICATION_SYNTAXES)], timeout_s)
+    association = call(destination, calling_ae, [Offer(COMMITMENT, UNCOMPRESSED)], timeout_s)
     is_sound = False
     try:
         context = _context(association, "storage commitment is not accepted")
@@ -131,7 +130,7 @@ def find(
     Fault
         If the destination cannot be asked.
     """
-    association = call(destination, calling_ae, [Offer(STUDY_ROOT_FIND, VERIFICATION_SYNTAXES)], timeout_s)
+    association = call(destination, calling_ae, [Offer(STUDY_ROOT_FIND, UNCOMPRESSED)], timeout_s)
     is_sound = False
     try:
         context = _context(association, "study root C-FIND is not accepted")

@@ -15,10 +15,9 @@ from ctnode.archive.header import Meta, read_meta
 from ctnode.config import Target
 from ctnode.wire import dimse
 from ctnode.wire.certificates import client_context
-from ctnode.wire.contexts import VERIFICATION_SYNTAXES
 from ctnode.wire.proposal import Agreed, Offer
 from ctnode.wire.requestor import Association, Called, Fault, Phase
-from ctnode.wire.transcode import Transcoder, Untranscodable, others
+from ctnode.wire.transcode import UNCOMPRESSED, Transcoder, Untranscodable, others
 from ctnode.words import BadInstance, ConfigError
 
 # PS3.8 9.3.2.2: context IDs are the odd numbers of one byte.
@@ -133,8 +132,8 @@ def call(destination: Destination, calling_ae: str, offers: Sequence[Offer], tim
 
 def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoResult:
     """Ask a node whether it is there, and what it would take."""
-    offers = [Offer(_VERIFICATION, VERIFICATION_SYNTAXES)]
-    offers += [Offer(sop_class, VERIFICATION_SYNTAXES) for sop_class in ECHO_CLASSES]
+    offers = [Offer(_VERIFICATION, UNCOMPRESSED)]
+    offers += [Offer(sop_class, UNCOMPRESSED) for sop_class in ECHO_CLASSES]
     started_s = time.monotonic()
     try:
         association = call(destination, calling_ae, offers, timeout_s)

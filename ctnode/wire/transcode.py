@@ -18,7 +18,7 @@ from typing import Final, Self
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
-_UNCOMPRESSED: Final = (EXPLICIT_LITTLE, IMPLICIT_LITTLE)
+UNCOMPRESSED: Final = (EXPLICIT_LITTLE, IMPLICIT_LITTLE)
 _PIXEL_DATA: Final = "PixelData"
 
 
@@ -28,9 +28,9 @@ class Untranscodable(Exception):
 
 def others(syntax: str, *, decompress: bool = True) -> tuple[str, ...]:
     """Return the transfer syntaxes that an object in ``syntax`` may be sent in instead, the best first."""
-    if syntax in _UNCOMPRESSED:
-        return tuple(one for one in _UNCOMPRESSED if one != syntax)
-    return _UNCOMPRESSED if decompress and syntax != EXPLICIT_BIG else ()
+    if syntax in UNCOMPRESSED:
+        return tuple(one for one in UNCOMPRESSED if one != syntax)
+    return UNCOMPRESSED if decompress and syntax != EXPLICIT_BIG else ()
 
 
 class Transcoder:
