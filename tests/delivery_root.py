@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,6 +98,20 @@ class Office:
     def close(self) -> None:
         self.recorder.__exit__(None, None, None)
         self.root.close()
+
+    def reconfigure(self, targets: Sequence[Mapping[str, object]]) -> None:
+        """Give the next process other targets."""
+        values = {**self.config.model_dump(exclude_none=True), "targets": [dict(target) for target in targets]}
+        self.config = Config.model_validate(values)
+
+    def retry(self, *dead_of: str) -> None:
+        """Let all that waits, that a killed process held, or that these targets refused be due now."""
+        outbox.take_back(self.root.database)
+        with self.root.database.immediate():
+            for one in self.deliveries():
+                if one.state == "RETRY" or (one.state == "DEAD" and one.target in dead_of):
+                    outbox.requeue(self.root.database, one.id)
+                lanes.hurry(self.root.database, one.lane)
 
     def series(self, count: int = 1) -> list[int]:
         """Bring so many series as far as the queue; return their revisions."""
@@ -208,3 +226,52 @@ class Archive:
 
 def target(name: str, port: int, **more: object) -> dict[str, object]:
     return {"name": name, "ae_title": "THERE", "host": "127.0.0.1", "port": port, **more}
+
+
+class DeliverProcess:
+    """The ``deliver`` role as a real process on a root that the test fills."""
+
+    def __init__(self, node: Office, place: Path, **environment: str) -> None:
+        file = place / "config.toml"
+        file.write_text(
+            toml(node.config.model_dump(include={"storage", "delivery", "peers", "targets"}, exclude_none=True))
+        )
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CTNODE_")}
+        self._log = (place / "deliver.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ctnode", "--config", str(file), "deliver"],
+            env={**inherited, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    def __enter__(self) -> DeliverProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill it, or wait for what killed it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(60)
+        self._log.close()
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until the index says so."""
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain: {what}"
+            time.sleep(0.03)
+
+
+def toml(tables: Mapping[str, Any]) -> str:
+    """Write tables, and lists of tables, as TOML."""
+    lines = []
+    for name, table in tables.items():
+        for one in table if isinstance(table, (list, tuple)) else [table]:
+            lines.append(f"[[{name}]]" if isinstance(table, (list, tuple)) else f"[{name}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in one.items()]
+    return "\n".join(lines) + "\n"
