@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from ctnode.flow import delivery as delivery_module
 from ctnode.flow.delivery import Deliverer
 from ctnode.flow.recorder import Recorder
 from tests.archive_root import Root, stack
+from tests.harness import toml
 from tests.wire_peers import EXPLICIT, VERIFICATION, data_set, uid
 
 SC = "1.2.840.10008.5.1.4.1.1.7"
@@ -265,13 +265,3 @@ class DeliverProcess:
         while not condition():
             assert time.monotonic() < deadline, f"waited in vain: {what}"
             time.sleep(0.03)
-
-
-def toml(tables: Mapping[str, Any]) -> str:
-    """Write tables, and lists of tables, as TOML."""
-    lines = []
-    for name, table in tables.items():
-        for one in table if isinstance(table, (list, tuple)) else [table]:
-            lines.append(f"[[{name}]]" if isinstance(table, (list, tuple)) else f"[{name}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in one.items()]
-    return "\n".join(lines) + "\n"

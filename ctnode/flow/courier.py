@@ -59,6 +59,8 @@ class Courier:
         self._line = line
         self._is_stopping = is_stopping
         self._carrier = carrier_of(config, line.name)
+        # What one association takes, the others do not get.
+        self._limit = BATCH // (self._carrier.target.associations if self._carrier is not None else 1)
         self._log: structlog.typing.FilteringBoundLogger = log.get().bind(target=line.name)
 
     def serve(self) -> None:
@@ -67,7 +69,7 @@ class Courier:
         while is_well and not self._has_to_end():
             with self._line.lock:
                 batch = outbox.claim(
-                    self._database, self._line.name, identity(), limit=BATCH, not_series=self._line.series
+                    self._database, self._line.name, identity(), limit=self._limit, not_series=self._line.series
                 )
                 series = {delivery.series_id for delivery in batch}
                 self._line.series |= series
