@@ -13,6 +13,8 @@ from ctnode.words import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, Not
 
 # Only one process delivers for a root, and it takes back at its start what another left under way.
 LEASE_S: Final = 6 * 3600.0
+# How many objects of a claim may be answered and not yet written down; no sender may run further ahead.
+UNCERTAIN: Final = 64
 # A kind whose files lie below store/ and not below results/, and of which a series has many.
 ORIGINAL: Final = "original"
 OPEN: Final = "state IN ('PENDING', 'SENDING', 'RETRY')"
@@ -156,12 +158,24 @@ def cancel(database: Database, delivery_id: int, comment: str) -> None:
 
 
 def take_back(database: Database) -> int:
-    """Give back what a process that died had under way; each may have arrived. Returns how many."""
-    lost = database.execute("SELECT id FROM deliveries WHERE state = 'SENDING'").fetchall()
+    """Give back what a process that died had under way; returns how many of it may have arrived.
+
+    Objects go out in the order of their claim, and what was answered is written down soon after: only the first
+    ``UNCERTAIN`` of what is left of a claim can have gone out. The others were not tried.
+    """
+    claims: dict[tuple[str, float], list[int]] = {}
+    for delivery_id, lane, lease_until in database.execute(
+        "SELECT id, lane, lease_until FROM deliveries WHERE state = 'SENDING' ORDER BY priority DESC, id"
+    ):
+        claims.setdefault((lane, lease_until), []).append(delivery_id)
+    now = time.time()
     with database.immediate():
-        for (delivery_id,) in lost:
-            _cut_short(database, get(database, delivery_id), time.time())
-    return len(lost)
+        for delivery_ids in claims.values():
+            for delivery_id in delivery_ids[:UNCERTAIN]:
+                _cut_short(database, get(database, delivery_id), now)
+            for delivery_id in delivery_ids[UNCERTAIN:]:
+                _settle(database, Ending(get(database, delivery_id), DeliveryEvent.RELEASE), now)
+    return sum(min(UNCERTAIN, len(delivery_ids)) for delivery_ids in claims.values())
 
 
 def _cut_short(database: Database, delivery: Delivery, now: float) -> None:

@@ -15,8 +15,9 @@ from ctnode.ops import log
 from ctnode.ops.durable import crash_point
 
 RETRY_S: Final = 1.0
-# What was answered and is not written down is sent again after a crash: never more than this.
-WAITING_LIMIT: Final = 200
+# What was answered and is not written down is sent again after a crash. So many wait while as many are written, and a
+# web service has up to 20 in hand: together less than outbox.UNCERTAIN.
+WAITING_LIMIT: Final = 20
 
 Note = Callable[[Database], None]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ctnode.archive import lanes, outbox, revisions, timeline
-from ctnode.archive.outbox import LEASE_S, Delivery, Parcel
+from ctnode.archive.outbox import LEASE_S, UNCERTAIN, Delivery, Parcel
 from ctnode.words import DeliveryState, NotFound
 from tests.archive_root import Image, Root, stack
 
@@ -142,6 +142,16 @@ def test_a_lost_lease_is_tried_again(root: Root, clock: Clock) -> None:
     assert states(root) == [("pacs", "SENDING", 2)]
     outbox.sent(root.database, again, 0, "")
     assert states(root) == [("pacs", "SENT", 2)]
+
+
+def test_what_was_claimed_and_cannot_have_gone_out_goes_back_uncounted(root: Root) -> None:
+    post(root, *(Parcel("pacs", "report", f"{k}", "aa") for k in range(UNCERTAIN + 30)))
+    claimed = outbox.claim(root.database, "pacs", "gone", limit=UNCERTAIN + 20)
+    for delivery in claimed[:5]:
+        outbox.sent(root.database, delivery, 0, "")
+    assert outbox.take_back(root.database) == UNCERTAIN
+    found = [(row[1], row[2]) for row in states(root)]
+    assert found == [("SENT", 1)] * 5 + [("RETRY", 1)] * UNCERTAIN + [("PENDING", 0)] * 25
 
 
 # ------------------------------------------------------------------------------- a newer revision comes
