@@ -249,6 +249,37 @@ def third(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+_SERVICES: Final = """
+ALTER TABLE associations ADD COLUMN noticed_bytes INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE commitments (
+    id INTEGER PRIMARY KEY,
+    transaction_uid TEXT NOT NULL UNIQUE,
+    calling_ae TEXT NOT NULL,
+    called_ae TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    peer_address TEXT NOT NULL,
+    association TEXT NOT NULL,
+    asked_at REAL NOT NULL,
+    state TEXT NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    due_at REAL NOT NULL,
+    instances TEXT NOT NULL,
+    failures TEXT,
+    comment TEXT NOT NULL DEFAULT '',
+    ended_at REAL
+) STRICT;
+CREATE INDEX commitments_open ON commitments (calling_ae, due_at) WHERE state IN ('PENDING', 'SENDING', 'RETRY');
+CREATE INDEX instances_by_sop_instance ON instances (sop_instance);
+"""
+
+
+@MIGRATIONS(name="0005_services")
+def fifth(db: sqlite_utils.Database) -> None:
+    """Let the index know what was asked beside storage, and find an instance by its UID alone."""
+    for statement in _statements(_SERVICES + _triggers("commitments")):
+        db.execute(statement)
+
+
 _OUTBOX: Final = """
 ALTER TABLE deliveries ADD COLUMN lane TEXT NOT NULL DEFAULT '';
 ALTER TABLE deliveries ADD COLUMN series_id INTEGER NOT NULL DEFAULT 0;

@@ -4,6 +4,7 @@ from ctnode.config.document import document
 from ctnode.config.loading import Change, Loaded, diff, explain, from_words, load, reloaded, require_root
 from ctnode.config.models import (
     RELOADABLE,
+    Commitment,
     Completion,
     Config,
     Delivery,
@@ -24,6 +25,7 @@ from ctnode.config.models import (
 __all__ = [
     "RELOADABLE",
     "Change",
+    "Commitment",
     "Completion",
     "Config",
     "Delivery",

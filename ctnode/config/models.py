@@ -18,7 +18,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,6
 Side = Annotated[int, Field(ge=1, le=4096)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 ResultKind = Literal["report"]
-Service = Literal["echo", "store"]
+Service = Literal["echo", "store", "mpps", "commitment", "availability"]
 Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 
 # Under it, a chest would fill the memory of any machine.
@@ -229,11 +229,16 @@ class Delivery(_Section):
     max_retry_s: Seconds = Field(3600.0, description="longest wait in seconds between two tries")
     timeout_s: Seconds = Field(60.0, description="seconds a destination may take for one answer")
     proof_wait_s: Seconds = Field(
-        60.0,
-        description="seconds after the last object until its arrival is proved, and until a commitment is answered",
+        60.0, description="seconds until the arrival of what was sent is asked for, and again"
     )
-    late_s: Seconds = Field(
-        3600.0, description="seconds after which what still waits counts as late in `ctnode doctor`"
+    late_s: Seconds = Field(3600.0, description="seconds until what waits counts as late in `ctnode doctor`")
+
+
+class Commitment(_Section):
+    """Storage commitment: vouching for what peers have sent."""
+
+    patience_s: float = Field(
+        60.0, ge=0, le=86400, description="seconds an instance that a peer asks for may still be on its way"
     )
 
 
@@ -266,7 +271,11 @@ class Peer(_Section):
         "",
         description="subject, common name, DNS name or sha256:HEX of the certificate it shows (TLS); empty: any",
     )
-    services: tuple[Service, ...] = Field(("echo", "store"), strict=False, description="services the peer may use")
+    services: tuple[Service, ...] = Field(
+        ("echo", "store"),
+        strict=False,
+        description="services the peer may use: echo, store, mpps, commitment, availability",
+    )
     sop_classes: tuple[Uid, ...] = Field(
         (), strict=False, description="UIDs of the SOP classes it may store; empty: all"
     )
@@ -306,12 +315,8 @@ class Target(_Section):
     send: tuple[ResultKind, ...] = Field(
         ("report",), strict=False, description="kinds of results that are sent by themselves"
     )
-    associations: int = Field(
-        1, ge=1, le=16, description="associations or connections at the same time; a series goes over one at a time"
-    )
-    transcode: bool = Field(
-        default=False, description="decode a compressed object where the destination refuses its transfer syntax"
-    )
+    associations: int = Field(1, ge=1, le=16, description="associations at the same time; a series goes over one")
+    transcode: bool = Field(default=False, description="decode what the destination refuses in its transfer syntax")
     proof: Literal["none", "commitment", "query"] = Field(
         "none", description="what makes SENT CONFIRMED: storage commitment, or a query (C-FIND, QIDO-RS)"
     )
@@ -335,6 +340,7 @@ class Config(_Section):
     lungs: LungMask = Field(default_factory=LungMask)
     outputs: Outputs = Field(default_factory=Outputs)
     delivery: Delivery = Field(default_factory=Delivery)
+    commitment: Commitment = Field(default_factory=Commitment)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
     peers: tuple[Peer, ...] = Field((), strict=False)
@@ -368,8 +374,8 @@ RELOADABLE: Final = frozenset(
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
         "outputs.window", "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
-        "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "inbox.settle_s", "log.level",
-        "peers", "targets",
+        "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
+        "log.level", "peers", "targets",
     }
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Peer, Target
 from ctnode.flow.carrier import AT, is_callable
+from ctnode.flow.commitment import CommitmentDesk
 from ctnode.flow.courier import Courier, Line
 from ctnode.flow.recorder import Recorder
 from ctnode.ops import log
@@ -62,6 +63,7 @@ class Deliverer:
         self._threads: dict[str, list[threading.Thread]] = {}
         self._stop = threading.Event()
         self._looked = float("-inf")
+        self._parts = (CommitmentDesk(layout),)
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def run(self) -> None:
@@ -70,6 +72,8 @@ class Deliverer:
         taken_back = outbox.take_back(self.database)
         if taken_back:
             self._log.warning("deliveries cut short are tried again", instances=taken_back)
+        for part in self._parts:
+            part.begin(self.database)
         self.role.ready()
         while not self.role.stopping:
             if self.role.reload_wanted:
@@ -77,6 +81,8 @@ class Deliverer:
                 self.config = self.reload()
             try:
                 self.start_due()
+                for part in self._parts:
+                    part.start_due(self.database, self.config)
                 self._look()
             except sqlite3.Error as error:
                 self._log.error("deliverer cannot work now", error=type(error).__name__)
@@ -85,6 +91,8 @@ class Deliverer:
         self.role.draining()
         self._stop.set()
         deadline = time.monotonic() + self.config.delivery.timeout_s
+        for part in self._parts:
+            part.stop(self.config.delivery.timeout_s)
         for thread in [thread for threads in self._threads.values() for thread in threads]:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
 

@@ -14,7 +14,7 @@ import pytest
 from ctnode import __version__
 from ctnode.config import Config, Node, Peer
 from ctnode.wire.certificates import Material
-from ctnode.wire.contexts import supported_contexts
+from ctnode.wire.contexts import SERVICES, supported_contexts
 from ctnode.words import DimseStatus
 from tests.certificates import Authority
 from tests.wire_peers import (
@@ -87,10 +87,10 @@ def offered(node: Receiver, *proposed: tuple[int, str, tuple[str, ...]]) -> dict
 
 def test_sop_classes() -> None:
     listed = [row[1] for row in table("SOP class", "UID")]
-    assert sorted([VERIFICATION, *listed]) == sorted(supported_contexts())
-    assert [row[2:] for row in table("service", "SOP class UID", "SCU", "SCP")] == [
-        ("yes", "yes"), ("yes", "yes"), ("yes", "no"), ("yes", "no"),
-    ]  # fmt: skip
+    services = table("service", "SOP class UID", "SCU", "SCP")
+    assert [row[1] for row in services if "*" not in row[1]] == list(SERVICES)
+    assert sorted([*SERVICES, *listed]) == sorted(supported_contexts())
+    assert {row[3] for row in services} == {"yes"}
 
 
 def test_each_sop_class_is_accepted(node: Receiver) -> None:
