@@ -12,6 +12,8 @@ from ctnode.archive.outbox import Delivery
 
 # A destination may need a while to find what it took: only then is it sent again.
 MISSES_LIMIT: Final = 3
+# Until what a report does not commit to is asked for again.
+ASK_AGAIN_S: Final = 60.0
 
 
 def due(database: Database, lane: str, *, limit: int = 500) -> tuple[Delivery, ...]:
@@ -68,30 +70,42 @@ def answered(
     int
         How many were confirmed.
     """
-    confirmed = 0
     with database.immediate():
-        for delivery_id, sop_instance in deliveries:
-            row = database.execute(
-                "SELECT proof_tries FROM deliveries WHERE id = ? AND state = 'SENT'", (delivery_id,)
-            ).fetchone()
-            if row is None:
-                continue
-            if sop_instance in held:
-                outbox.confirm(database, delivery_id, how)
-                confirmed += 1
-            elif row[0] + 1 >= MISSES_LIMIT:
-                outbox.requeue(database, delivery_id, f"the destination does not have it, says {how}")
-            else:
-                database.execute(
-                    "UPDATE deliveries SET proof_tries = proof_tries + 1, proof_at = ?, transaction_uid = '',"
-                    " comment = ? WHERE id = ?",
-                    (time.time() + wait_s, f"not found yet by {how}", delivery_id),
-                )
+        return _answer(database, deliveries, held, how, wait_s)
+
+
+def _answer(
+    database: Database, deliveries: Sequence[tuple[int, str]], held: Collection[str], how: str, wait_s: float
+) -> int:
+    confirmed = 0
+    for delivery_id, sop_instance in deliveries:
+        row = database.execute(
+            "SELECT proof_tries FROM deliveries WHERE id = ? AND state = 'SENT'", (delivery_id,)
+        ).fetchone()
+        if row is None:
+            continue
+        if sop_instance in held:
+            outbox.confirm(database, delivery_id, how)
+            confirmed += 1
+        elif row[0] + 1 >= MISSES_LIMIT:
+            outbox.requeue(database, delivery_id, f"the destination does not have it, says {how}")
+        else:
+            database.execute(
+                "UPDATE deliveries SET proof_tries = proof_tries + 1, proof_at = ?, transaction_uid = '',"
+                " comment = ? WHERE id = ?",
+                (time.time() + wait_s, f"not found yet by {how}", delivery_id),
+            )
     return confirmed
 
 
-def report(database: Database, transaction_uid: str, committed: Collection[str], *, wait_s: float) -> int:
-    """Take the report of a storage commitment, on whatever association it came; returns how many were confirmed.
+def report(database: Database, transaction_uid: str, committed: Collection[str]) -> int:
+    """Take the report of a storage commitment; returns how many were confirmed."""
+    with database.immediate():
+        return reported(database, transaction_uid, committed)
+
+
+def reported(database: Database, transaction_uid: str, committed: Collection[str]) -> int:
+    """Do the same inside the current transaction, on whatever association the report came.
 
     A transaction that nobody asked for, or that a later try has replaced, changes nothing.
     """
@@ -99,4 +113,4 @@ def report(database: Database, transaction_uid: str, committed: Collection[str],
         "SELECT id, sop_instance FROM deliveries WHERE transaction_uid <> '' AND transaction_uid = ?",
         (transaction_uid,),
     ).fetchall()
-    return answered(database, rows, committed, how="storage commitment", wait_s=wait_s)
+    return _answer(database, rows, committed, "storage commitment", ASK_AGAIN_S)

@@ -312,9 +312,7 @@ class Target(_Section):
     url: str = Field("", description="root of the DICOMweb service, without /studies; needed with dicomweb")
     token_file: str = Field("", description="file with the value of its Authorization header; empty: none is sent")
     path: str = Field("", description="folder that files are put into, which has to exist; needed with folder")
-    send: tuple[ResultKind, ...] = Field(
-        ("report",), strict=False, description="kinds of results that are sent by themselves"
-    )
+    send: tuple[ResultKind, ...] = Field(("report",), strict=False, description="results that are sent by themselves")
     associations: int = Field(1, ge=1, le=16, description="associations at the same time; a series goes over one")
     transcode: bool = Field(default=False, description="decode what the destination refuses in its transfer syntax")
     proof: Literal["none", "commitment", "query"] = Field(

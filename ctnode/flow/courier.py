@@ -171,7 +171,7 @@ class Courier:
             proofs.asked(self._database, ids, 2 * wait_s, transaction_uid=transaction, comment="commitment asked for")
             report = carrier.commitment(transaction, list(found.values()), min(wait_s, settings.timeout_s))
             if report is not None:
-                proofs.report(self._database, transaction, report.committed, wait_s=wait_s)
+                proofs.report(self._database, transaction, report.committed)
         except Unproved as fault:
             proofs.asked(
                 self._database, ids, wait_s * (1.0 + random.uniform(0.0, JITTER)), comment=f"not proved: {fault}"

@@ -423,11 +423,12 @@ def orthanc(place: Path, *, dicomweb: bool = False) -> Iterator[tuple[int, int]]
         end(process)
 
 
-def rest(port: int, path: str, body: Mapping[str, object] | None = None) -> Any:
+def rest(port: int, path: str, body: Mapping[str, object] | None = None, *, method: str | None = None) -> Any:
     """Ask the REST API of Orthanc."""
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(f"http://{LOOPBACK}:{port}{path}", data=data, timeout=30) as answer:
-        return json.loads(answer.read())
+    request = urllib.request.Request(f"http://{LOOPBACK}:{port}{path}", data=data, method=method)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read() or b"null")
 
 
 def _rest_answers(port: int) -> bool:
@@ -439,18 +440,24 @@ def _rest_answers(port: int) -> bool:
 
 
 def test_orthanc_has_the_report_once_in_the_study_of_the_images(tmp_path: Path) -> None:
-    """Two archives, one of them with DICOMweb, which gets the report both ways; both prove that they have it."""
+    """Two archives, one with DICOMweb, which gets the report both ways; each proves in another way that it has it."""
     uid, files = small_series(tmp_path, 42)
-    with orthanc(tmp_path / "plain") as (plain_port, _), orthanc(tmp_path / "web", dicomweb=True) as (port, http_port):
+    with (
+        orthanc(tmp_path / "plain") as (plain_port, plain_http),
+        orthanc(tmp_path / "web", dicomweb=True) as (port, http_port),
+    ):
         assert storescu(port, files).returncode == 0
-        there = {"ae_title": "ORTHANC", "host": LOOPBACK, "proof": "query"}
+        there = {"ae_title": "ORTHANC", "host": LOOPBACK}
+        # It reports on storage commitment by calling us.
+        peers = [{"name": "plain", "services": ["commitment"], **there}]
         targets = [
-            {"name": "plain", "port": plain_port, **there},
-            {"name": "store", "port": port, **there},
+            {"name": "plain", "port": plain_port, "proof": "commitment", **there},
+            {"name": "store", "port": port, "proof": "query", **there},
             {"name": "web", "kind": "dicomweb", "url": f"http://{LOOPBACK}:{http_port}/dicom-web", "proof": "query"},
         ]
-        delivery = {"proof_wait_s": 0.5}
-        with Node(tmp_path / "node", targets=targets, delivery=delivery) as node:
+        sections = {"delivery": {"proof_wait_s": 1.0}, "node": {"accept_unknown": True}}
+        with Node(tmp_path / "node", targets=targets, peers=peers, **sections) as node:
+            rest(plain_http, "/modalities/us", {"AET": "CTNODE", "Host": LOOPBACK, "Port": node.port}, method="PUT")
             assert node.command("echo", "--all").stdout.count("answers") == 3
             assert storescu(node.port, files).returncode == 0
             node.wait_series(uid)

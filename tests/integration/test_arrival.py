@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
@@ -23,7 +23,7 @@ from ctnode.wire.arrival import COMMITMENT, COMMITMENT_INSTANCE, Reference, comm
 from ctnode.wire.requestor import Fault
 from ctnode.wire.sender import Destination
 from tests.delivery_root import SC, Clock, office, target
-from tests.wire_peers import P_DATA, RELEASE_RQ, VERIFICATION, command_set, pdu, pdv, uid
+from tests.wire_peers import P_DATA, RELEASE_RQ, VERIFICATION, command_set, pdu, pdv, receiver, uid
 
 pytestmark = pytest.mark.integration
 
@@ -212,7 +212,7 @@ def test_a_commitment_confirms_with_a_new_transaction_for_each_try(tmp_path: Pat
             pacs = node.config.targets[0].model_copy(update={"port": answering.port})
             node.deliverer.config = node.config.model_copy(update={"targets": (pacs,)})
             for _ in range(2):
-                clock.now += 6.1
+                clock.now += 61.0
                 node.work()
             assert node.states() == ["CONFIRMED", "SENT"]
             assert len(set(answering.transactions)) == 2
@@ -224,9 +224,39 @@ def test_a_report_may_come_later_and_on_another_way(tmp_path: Path, clock: Clock
         node.work()
         database = node.root.database
         proofs.asked(database, {1: uid(7, 1), 2: uid(7, 2)}, 60.0, transaction_uid="2.25.7")
-        assert proofs.report(database, "2.25.6", [uid(7, 1)], wait_s=5.0) == 0
+        assert proofs.report(database, "2.25.6", [uid(7, 1)]) == 0
         assert node.states() == ["SENT"] * 2
-        assert proofs.report(database, "2.25.7", [uid(7, 1)], wait_s=5.0) == 1
+        assert proofs.report(database, "2.25.7", [uid(7, 1)]) == 1
         assert node.states() == ["CONFIRMED", "SENT"]
         # The other one is asked for anew, and this transaction has nothing more to say.
-        assert proofs.report(database, "2.25.7", [uid(7, 2)], wait_s=5.0) == 0
+        assert proofs.report(database, "2.25.7", [uid(7, 2)]) == 0
+
+
+def test_a_report_comes_to_our_own_port(tmp_path: Path, clock: Clock) -> None:
+    """As most archives do it: on an association of their own, on which they propose themselves as SCP."""
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "services": ["echo", "commitment"]}
+    with keeper() as archive, office(tmp_path, target("pacs", archive.port, proof="commitment"), peers=[pacs]) as node:
+        node.owe(node.series()[0], [uid(7, 1), uid(7, 2)], "pacs")
+        node.work()
+        proofs.asked(node.root.database, {1: uid(7, 1), 2: uid(7, 2)}, 60.0, transaction_uid="2.25.77")
+        report = Dataset()
+        report.TransactionUID = "2.25.77"
+        for keyword, name in (("ReferencedSOPSequence", uid(7, 1)), ("FailedSOPSequence", uid(7, 2))):
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = SC, name
+            if keyword == "FailedSOPSequence":
+                item.FailureReason = 0x0112
+            setattr(report, keyword, [item])
+        with receiver(node.root.layout.root, node.config) as port:
+            association = AE("PACS").associate(
+                "127.0.0.1", port.port, contexts=[build_context(COMMITMENT)], ae_title="CTNODE",
+                ext_neg=[build_role(COMMITMENT, scp_role=True)],
+            )  # fmt: skip
+            assert association.accepted_contexts[0].as_scp
+            status, _ = association.send_n_event_report(report, 2, COMMITMENT, COMMITMENT_INSTANCE)
+            assert status.Status == 0
+            association.release()
+            port.wait_ended(1)
+        node.root.settle()
+        assert node.states() == ["CONFIRMED", "SENT"]
+        assert node.deliveries()[1].comment == "not found yet by storage commitment"

@@ -327,7 +327,7 @@ def test_what_a_running_node_asks_walks_no_large_table(tmp_path: Path) -> None:
         lanes.waiting_series(root.database, "pacs")
         lanes.senders(root.database, 1)
         proofs.due(root.database, "pacs")
-        proofs.report(root.database, "2.25.1", [], wait_s=1.0)
+        proofs.report(root.database, "2.25.1", [])
         outbox.listed(root.database, state="DEAD")
         outbox.attempts(root.database, 1)
         jobs.release_interrupted(root.database, "nobody")
