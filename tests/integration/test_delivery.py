@@ -189,13 +189,13 @@ def test_several_associations_keep_the_order_of_each_series(tmp_path: Path, cloc
     with Archive() as archive, office(tmp_path, target("pacs", archive.port, associations=3)) as node:
         archive.on_store = meet  # type: ignore[assignment]
         for number, revision in enumerate(node.series(3)):
-            node.owe(revision, names(200, 200 * number), "pacs")
+            node.owe(revision, names(70, 70 * number), "pacs")
         node.work()
         assert archive.most_at_once == 3
-        assert sorted(archive.taken) == sorted(names(600))
+        assert sorted(archive.taken) == sorted(names(210))
         for number in range(3):
-            own = set(names(200, 200 * number))
-            assert [name for name in archive.taken if name in own] == names(200, 200 * number)
+            own = set(names(70, 70 * number))
+            assert [name for name in archive.taken if name in own] == names(70, 70 * number)
 
 
 def test_a_pause_holds_what_waits_and_what_runs(tmp_path: Path, clock: Clock) -> None:
