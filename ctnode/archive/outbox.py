@@ -14,7 +14,7 @@ from ctnode.words import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, Not
 # Only one process delivers for a root, and it takes back at its start what another left under way.
 LEASE_S: Final = 6 * 3600.0
 # How many objects of a claim may be answered and not yet written down; no sender may run further ahead.
-UNCERTAIN: Final = 64
+UNCERTAIN: Final = 128
 # A kind whose files lie below store/ and not below results/, and of which a series has many.
 ORIGINAL: Final = "original"
 OPEN: Final = "state IN ('PENDING', 'SENDING', 'RETRY')"

@@ -15,9 +15,12 @@ from ctnode.ops import log
 from ctnode.ops.durable import crash_point
 
 RETRY_S: Final = 1.0
+# A commit costs as much for one as for many: so many are gathered, for so long at most.
+GATHERED: Final = 40
+GATHER_S: Final = 0.05
 # What was answered and is not written down is sent again after a crash. So many wait while as many are written, and a
 # web service has up to 20 in hand: together less than outbox.UNCERTAIN.
-WAITING_LIMIT: Final = 20
+WAITING_LIMIT: Final = 50
 
 Note = Callable[[Database], None]
 
@@ -31,6 +34,8 @@ class Recorder:
         self._changed = threading.Condition()
         self._is_writing = False
         self._is_closed = False
+        # Who waits for the disk, and lets nobody gather.
+        self._waiters = 0
         self._thread = threading.Thread(target=self._run, name="deliver-recorder", daemon=True)
 
     def __enter__(self) -> Self:
@@ -53,13 +58,17 @@ class Recorder:
     def drain(self) -> None:
         """Wait until all that was added is written."""
         with self._changed:
+            self._waiters += 1
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not (self._waiting or self._is_writing) or self._is_closed)
+            self._waiters -= 1
 
     def _run(self) -> None:
         with Database(self._path) as database:
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                    self._changed.wait_for(self._has_gathered, GATHER_S)
                     if not self._waiting:
                         return
                     batch, self._waiting = self._waiting, []
@@ -73,6 +82,9 @@ class Recorder:
                 with self._changed:
                     self._is_writing = False
                     self._changed.notify_all()
+
+    def _has_gathered(self) -> bool:
+        return len(self._waiting) >= GATHERED or self._waiters > 0 or self._is_closed
 
     def _write(self, database: Database, batch: list[Ending | Note]) -> bool:
         """Write what is left of a batch; False where the disk does not take it now."""
