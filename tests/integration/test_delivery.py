@@ -137,6 +137,7 @@ def test_one_object_that_kills_the_association_holds_up_nobody(tmp_path: Path, c
         node.work()
         assert archive.taken == [name for name in names(10) if name != poison]
         assert node.states().count("SENT") == 9
+        assert {one.attempt for one in node.deliveries()} == {1}
         (left,) = [one for one in node.deliveries() if one.state is DeliveryState.RETRY]
         assert (Path(left.path).stem, left.attempt, left.transfers) == (poison, 1, 1)
 
