@@ -40,6 +40,8 @@ class NoticeKind(StrEnum):
 
     STEP = "mpps"
     COMMITMENT = "commitment"
+    # What we asked for, answered (PS3.4 J.3.3).
+    REPORT = "commitment report"
     AVAILABILITY = "availability"
 
 
@@ -138,7 +140,7 @@ def study_of(item: Item) -> str:
 
 def listed_in(item: Item, kind: NoticeKind) -> tuple[ListedSeries, ...]:
     """Return what a request lists, by series."""
-    if kind is NoticeKind.COMMITMENT:
+    if kind in {NoticeKind.COMMITMENT, NoticeKind.REPORT}:
         return (ListedSeries("", _references(item.items(_REFERENCED_SOPS))),)
     outer = _PERFORMED_SERIES if kind is NoticeKind.STEP else _REFERENCED_SERIES
     inner = (_REFERENCED_IMAGES, _REFERENCED_OTHERS) if kind is NoticeKind.STEP else (_REFERENCED_SOPS,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from ctnode.archive import commitments, evidence, timeline
+from ctnode.archive import commitments, evidence, proofs, timeline
 from ctnode.archive.associations import Association
 from ctnode.archive.database import Database
 from ctnode.archive.notices import Notice, NoticeKind
@@ -18,9 +18,12 @@ _STEPS: Final = {
 
 
 def take_notice(database: Database, association: Association, notice: Notice) -> None:
-    """Keep what a notice says of series as evidence, and owe a report for a request to vouch for instances."""
+    """Keep what a notice says of series, owe a report to who asks for one, and confirm what an answer to us vouches for."""
     if notice.kind is NoticeKind.COMMITMENT:
         commitments.take(database, association, notice)
+    elif notice.kind is NoticeKind.REPORT:
+        proofs.reported(database, notice.uid, {reference.sop_instance for reference in notice.references})
+        return
     who = association.peer or association.calling_ae
     for one in _evidence(notice, who):
         evidence.record(database, one)

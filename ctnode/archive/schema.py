@@ -318,6 +318,54 @@ def fifth(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+_OUTBOX: Final = """
+ALTER TABLE deliveries ADD COLUMN lane TEXT NOT NULL DEFAULT '';
+ALTER TABLE deliveries ADD COLUMN series_id INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN posted_at REAL NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN transfers INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN proof_at REAL;
+ALTER TABLE deliveries ADD COLUMN proof_tries INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN transaction_uid TEXT NOT NULL DEFAULT '';
+ALTER TABLE deliveries ADD COLUMN sop_instance TEXT NOT NULL DEFAULT '';
+UPDATE deliveries SET lane = target, posted_at = due_at, transfers = state IN ('SENT', 'CONFIRMED'),
+    series_id = (SELECT series_id FROM revisions WHERE revisions.id = deliveries.revision_id);
+DROP INDEX deliveries_open;
+CREATE INDEX deliveries_pending ON deliveries (lane, priority DESC, id) WHERE state = 'PENDING';
+CREATE INDEX deliveries_waiting ON deliveries (lane, state, due_at) WHERE state IN ('SENDING', 'RETRY');
+CREATE INDEX deliveries_open ON deliveries (lane, posted_at) WHERE state IN ('PENDING', 'SENDING', 'RETRY');
+CREATE INDEX deliveries_unproved ON deliveries (lane, proof_at) WHERE state = 'SENT' AND proof_at IS NOT NULL;
+CREATE INDEX deliveries_by_state ON deliveries (state, id);
+CREATE INDEX deliveries_by_series ON deliveries (series_id, id);
+CREATE INDEX deliveries_by_transaction ON deliveries (transaction_uid) WHERE transaction_uid <> '';
+CREATE TABLE delivery_attempts (
+    delivery_id INTEGER NOT NULL REFERENCES deliveries (id),
+    attempt INTEGER NOT NULL,
+    ended_at REAL NOT NULL,
+    state TEXT NOT NULL,
+    status INTEGER,
+    comment TEXT NOT NULL
+) STRICT;
+CREATE INDEX delivery_attempts_by_delivery ON delivery_attempts (delivery_id, ended_at);
+CREATE TABLE lanes (
+    name TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL DEFAULT 0,
+    due_at REAL NOT NULL DEFAULT 0,
+    failing_since REAL,
+    comment TEXT NOT NULL DEFAULT '',
+    paused_until REAL
+) STRICT, WITHOUT ROWID;
+INSERT INTO lanes (name) SELECT DISTINCT target FROM deliveries;
+"""
+
+
+@MIGRATIONS(name="0007_outbox")
+def seventh(db: sqlite_utils.Database) -> None:
+    """Give each destination a lane with its own patience, and each attempt and each proof of arrival its place."""
+    for statement in _statements(_OUTBOX):
+        db.execute(statement)
+
+
 def _statements(script: str) -> list[str]:
     """Split a script at the semicolons that end statements; trigger bodies hold semicolons of their own."""
     statements, lines = [], []

@@ -218,6 +218,10 @@ class Delivery(Section):
     )
     max_retry_s: Seconds = Field(3600.0, description="longest wait in seconds between two tries")
     timeout_s: Seconds = Field(60.0, description="seconds a destination may take for one answer")
+    proof_wait_s: Seconds = Field(
+        60.0, description="seconds until the arrival of what was sent is asked for, and again"
+    )
+    late_s: Seconds = Field(3600.0, description="seconds until what waits counts as late in `ctnode doctor`")
 
 
 class Commitment(Section):
@@ -250,11 +254,20 @@ class Target(Section):
     """One destination of results."""
 
     name: Name = Field(description="name of the destination in logs and commands")
-    ae_title: AeTitle = Field(description="called AE title of the destination")
-    host: str = Field(description="host of the destination")
-    port: Port = Field(description="port of the destination")
-    send: tuple[ResultKind, ...] = Field(
-        ("report",), strict=False, description="kinds of results that are sent by themselves"
+    kind: Literal["dicom", "dicomweb", "folder", "sender"] = Field(
+        "dicom", description="dicom (C-STORE), dicomweb (STOW-RS), folder, or sender: the peer that sent the series"
+    )
+    ae_title: AeTitle | None = Field(None, description="called AE title of the destination; needed with dicom")
+    host: str = Field("", description="host of the destination; needed with dicom")
+    port: Port | None = Field(None, description="port of the destination; needed with dicom")
+    url: str = Field("", description="root of the DICOMweb service, without /studies; needed with dicomweb")
+    token_file: str = Field("", description="file with the value of its Authorization header; empty: none is sent")
+    path: str = Field("", description="folder that files are put into, which has to exist; needed with folder")
+    send: tuple[ResultKind, ...] = Field(("report",), strict=False, description="results that are sent by themselves")
+    associations: int = Field(1, ge=1, le=16, description="associations at the same time; a series goes over one")
+    transcode: bool = Field(default=False, description="decode what the destination refuses in its transfer syntax")
+    proof: Literal["none", "commitment", "query"] = Field(
+        "none", description="what makes SENT CONFIRMED: storage commitment, or a query (C-FIND, QIDO-RS)"
     )
     tls: bool = Field(default=False, description="call it with TLS")
     ca: str = Field("", description="PEM file of the authority that signed its certificate; needed with TLS")
@@ -311,12 +324,14 @@ RELOADABLE: Final = frozenset(
         "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.window", "outputs.png16",
         "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
-        "delivery.timeout_s", "commitment.patience_s", "inbox.settle_s", "log.level", "peers", "targets",
+        "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
+        "log.level", "peers", "targets",
     }
 )  # fmt: skip
 
 # Keys whose value is the name of a file, which the service manager may provide as a credential instead.
 FILES: Final = ("certificate", "key", "ca")
+TARGET_FILES: Final = (*FILES, "token_file", "path")
 
 LISTS: Final[Mapping[str, type[BaseModel]]] = {"peers": Peer, "targets": Target}
 

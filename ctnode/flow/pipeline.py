@@ -28,6 +28,7 @@ from ctnode.flow.products import Products, write_products
 from ctnode.ops.durable import fsync_directory
 from ctnode.ops.process import peak_bytes
 from ctnode.results.arrays import png_offset_hu
+from ctnode.results.predecessors import name_predecessors
 from ctnode.results.sidecar import write_json
 from ctnode.words import Issue, LungStatus, Refusal, Severity, VolumeReport, VolumeStatus
 
@@ -123,6 +124,7 @@ class _Run(Run):
     def results(self, volume: Volume, sources: int) -> VolumeReport:
         products = write_products(self, volume)
         with self.step("write"):
+            name_predecessors(self.job.out, self.outputs, self.job.revision)
             write_json(self.path("ct.json"), self._sidecar(volume, products, sources))
             self._sync()
         issues = (*volume.issues, *products.issues)

@@ -65,6 +65,8 @@ def supported_contexts() -> Supported:
     copy of the list costs up to 49 ms for each connection).
     """
     contexts = {uid: build_context(uid, list(SERVICE_SYNTAXES)) for uid in SERVICES}
+    # PS3.4 J.2.1: who answers a request of ours on an association of its own proposes itself as SCP.
+    contexts[COMMITMENT].scu_role = contexts[COMMITMENT].scp_role = True
     for offered in AllStoragePresentationContexts:
         uid = str(offered.abstract_syntax)
         contexts[uid] = build_context(uid, list(STORAGE_SYNTAXES))

@@ -53,7 +53,7 @@ _REQUEST_COMMITMENT: Final = 1
 _NORMALIZED: Final = (N_ACTION, N_CREATE, N_DELETE, N_EVENT_REPORT, N_GET, N_SET)
 _SERVED: Final[Mapping[str, tuple[type, ...]]] = {
     PROCEDURE_STEP: (N_CREATE, N_SET),
-    COMMITMENT: (N_ACTION,),
+    COMMITMENT: (N_ACTION, N_EVENT_REPORT),
     AVAILABILITY: (N_CREATE,),
 }
 
@@ -116,6 +116,7 @@ class Normalized:
         association.bind(evt.EVT_N_CREATE, self._on_create)
         association.bind(evt.EVT_N_SET, self._on_set)
         association.bind(evt.EVT_N_ACTION, self._on_action)
+        association.bind(evt.EVT_N_EVENT_REPORT, self._on_report)
 
     def _on_create(self, event: evt.Event) -> tuple[int | Dataset, Dataset | None]:
         request = cast(N_CREATE, event.request)
@@ -148,6 +149,21 @@ class Normalized:
             self._request_commitment(data, syntax)
 
         return self._answer(NoticeKind.COMMITMENT, "", act), None
+
+    def _on_report(self, event: evt.Event) -> tuple[int | Dataset, None]:
+        """Take what a peer answers to a commitment request of ours, on an association of its own (PS3.4 J.3.3)."""
+        request = cast(N_EVENT_REPORT, event.request)
+        data, syntax = _data_set(event, request.EventInformation)
+
+        def act() -> None:
+            transaction = parse(data, syntax).text(TRANSACTION)
+            if not transaction:
+                raise Refused(INVALID_ARGUMENT, "no Transaction UID")
+            require_keepable(transaction, "Transaction UID")
+            # One that nobody asked for changes nothing, and one that comes twice says the same twice.
+            self._journal.notice(NoticeKind.REPORT, journal_fields(transaction, "N-EVENT-REPORT", syntax, data))
+
+        return self._answer(NoticeKind.REPORT, "", act), None
 
     def _answer(self, kind: NoticeKind, uid: str, act: Callable[[], None]) -> int | Dataset:
         """Do what was asked and return the status; nothing that a peer sends ends in an exception."""

@@ -21,6 +21,7 @@ from ctnode.results import nifti as nifti_module
 from ctnode.results import report as report_module
 from ctnode.results.nifti import write_nifti
 from ctnode.results.png import chosen_window, write_lungs, write_preview
+from ctnode.results.predecessors import name_predecessors
 from ctnode.results.report import DISCLAIMER, derived_uid, write_report
 from ctnode.results.sidecar import write_json
 from ctnode.words import VolumeStatus
@@ -233,8 +234,12 @@ def test_what_changes_the_report_changes_its_uids(tmp_path, example):
 def test_a_validator_finds_no_error_in_the_report(tmp_path, which, request):
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy (dicom3tools) is not installed")
-    write(tmp_path / "a.dcm", request.getfixturevalue(which))
-    done = subprocess.run(["dciodvfy", str(tmp_path / "a.dcm")], capture_output=True, text=True, check=False)
+    for revision in (1, 2):
+        (tmp_path / f"r{revision}").mkdir()
+        write(tmp_path / f"r{revision}" / "a.dcm", request.getfixturevalue(which), revision=revision)
+    # With all that a later revision says of the earlier one.
+    name_predecessors(tmp_path / "r2", ["a.dcm"], 2)
+    done = subprocess.run(["dciodvfy", str(tmp_path / "r2" / "a.dcm")], capture_output=True, text=True, check=False)
     found = done.stdout + done.stderr
     assert "SCImage" in found
     assert "Error" not in found, found
