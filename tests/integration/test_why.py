@@ -172,12 +172,11 @@ def test_a_ct_json_that_is_none_is_named_and_stops_nobody(root, content):
 
 def test_an_older_index_takes_what_was_found_from_its_jobs(tmp_path):
     place = [migration.name for migration in MIGRATIONS._migrations].index("0003_volumes")
-    later = MIGRATIONS._migrations[place:]
-    del MIGRATIONS._migrations[place:]
+    later = MIGRATIONS._migrations.pop(place)
     try:
         node = Root(tmp_path / "node")
     finally:
-        MIGRATIONS._migrations.extend(later)
+        MIGRATIONS._migrations.insert(place, later)
     node.queued(*stack(3))
     lease = jobs.claim(node.database, "one")
     assert lease is not None
