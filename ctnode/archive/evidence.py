@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Final
 
 from ctnode.archive.database import Database
 from ctnode.words import Evidence, EvidenceKind
+
+# Goes up with each signal: who waits looks again.
+COUNTER: Final = "evidence"
 
 
 def record(database: Database, evidence: Evidence) -> int:
@@ -15,6 +19,7 @@ def record(database: Database, evidence: Evidence) -> int:
     The series need not be known yet. An MPPS that ended takes the place of the one that was in progress.
     """
     instances = sorted(set(evidence.instances))
+    database.count(COUNTER)
     if evidence.kind in {EvidenceKind.MPPS_COMPLETED, EvidenceKind.MPPS_DISCONTINUED}:
         database.execute(
             "DELETE FROM evidence WHERE kind = ? AND name = ?", (EvidenceKind.MPPS_IN_PROGRESS, evidence.name)
@@ -66,3 +71,9 @@ def missing(database: Database, evidence: Evidence) -> tuple[str, ...]:
         for uid in evidence.instances
         if database.execute("SELECT 1 FROM instances WHERE sop_instance = ? LIMIT 1", (uid,)).fetchone() is None
     )
+
+
+def version(database: Database) -> int:
+    """Return a number that grows with each signal."""
+    row = database.execute("SELECT value FROM counters WHERE name = ?", (COUNTER,)).fetchone()
+    return int(row[0]) if row else 0

@@ -18,7 +18,7 @@ _STEPS: Final = {
 
 
 def take_notice(database: Database, association: Association, notice: Notice) -> None:
-    """Keep what a notice says of series, owe a report to who asks for one, and confirm what an answer to us vouches for."""
+    """Keep what a notice says of series, owe a report to who asks for one, confirm what an answer vouches for."""
     if notice.kind is NoticeKind.COMMITMENT:
         commitments.take(database, association, notice)
     elif notice.kind is NoticeKind.REPORT:

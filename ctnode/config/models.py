@@ -82,9 +82,12 @@ class Completion(Section):
         {},
         description="quiet seconds by called AE title, for example { FAST = 3 }; a peer's own quiet_s comes first",
     )
-    max_wait_s: Seconds = Field(900.0, description="seconds since the first instance after which waiting ends")
+    max_wait_s: Seconds = Field(900.0, description="seconds since the last new instance after which waiting ends")
     association_hold_s: Seconds = Field(
         60.0, description="seconds of silence after which an open association holds nothing"
+    )
+    suspect: Literal["process", "hold"] = Field(
+        "process", description="what happens to a SUSPECT series: process and mark it, or hold it for the operator"
     )
 
 

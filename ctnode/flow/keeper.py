@@ -28,12 +28,14 @@ from ctnode.ops import log
 from ctnode.ops.durable import lock
 from ctnode.ops.role import Role
 from ctnode.wire.peers import CachedResolver, find_peer
+from ctnode.words import Verdict
 
 IDLE_SCAN_S: Final = 1.0
 RETRY_S: Final = 1.0
 NETWORK: Final = "network"
 # What came by a C-GET has the sender of what came before.
 RETRIEVED: Final = "get"
+HELD_SUSPECT: Final = "its verdict is SUSPECT"
 _SYNC_FAULTS: Final = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"})
 
 Reload = Callable[[], Config]
@@ -148,7 +150,8 @@ class Keeper:
             began = time.monotonic()
             scan = self.settler.scan()
             touched = {placement.series_id for placement in scan.settled}
-            self.waiting.touch(touched)
+            new = {placement.series_id for placement in scan.settled if placement.is_new}
+            self.waiting.touch(touched, touched - new)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 for ripe in self.waiting.ripe(began, touched, scan.open_associations, self.config.completion):
@@ -158,7 +161,15 @@ class Keeper:
     def _complete(self, ripe: Ripe) -> None:
         revision, decision = ripe.revision, ripe.decision
         with self.database.immediate():
-            revisions.complete(self.database, revision, decision.verdict, decision.evidence)
+            revisions.complete(
+                self.database,
+                revision,
+                decision.verdict,
+                decision.evidence,
+                rule=decision.rule,
+                otherwise=decision.otherwise,
+            )
+            self._hold_suspect(revision, decision.verdict)
         self.waiting.leave(revision.id)
         series = catalog.by_id(self.database, revision.series_id)
         self._log.info(
@@ -169,6 +180,14 @@ class Keeper:
             instances=series.instances,
         )
         self._start_complete()
+
+    def _hold_suspect(self, revision: revisions.Revision, verdict: Verdict) -> None:
+        """Hold a SUSPECT revision where the configuration wants it; a better one after it lifts that hold."""
+        hold = catalog.by_id(self.database, revision.series_id).hold
+        if verdict is Verdict.SUSPECT and self.config.completion.suspect == "hold" and not hold:
+            revisions.set_hold(self.database, revision, HELD_SUSPECT)
+        elif verdict is not Verdict.SUSPECT and hold == HELD_SUSPECT:
+            revisions.lift_hold(self.database, revision, hold)
 
     def _start_complete(self) -> None:
         """Queue or keep each complete revision that nothing holds back."""
