@@ -17,7 +17,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
-ResultKind = Literal["report"]
+ResultKind = Literal["report", "seg", "sr"]
 Service = Literal["echo", "store"]
 Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 
@@ -200,6 +200,10 @@ class Outputs(_Section):
     mpr: bool = Field(default=True, description="mpr.png: three orthogonal planes")
     histogram: bool = Field(default=True, description="histogram.png: HU of volume and lungs, where there are lungs")
     surface: bool = Field(default=True, description="surface.png: lungs, airway and bone in 3-D, where there are lungs")
+    seg: Literal["none", "binary", "labelmap"] = Field(
+        "binary", description="seg.dcm, DICOM Segmentation; labelmap is smaller, and fewer viewers know it"
+    )
+    sr: bool = Field(default=True, description="sr.dcm, DICOM SR TID 1500 with the numbers; needs seg")
     window: Literal["auto", "header", "lung", "mediastinum", "bone", "brain", "soft tissue"] = Field(
         "auto", description="window of preview.png and mpr.png; header: the first one of the source"
     )
@@ -347,8 +351,8 @@ RELOADABLE: Final = frozenset(
         "pipeline.interpolation", "pipeline.labels", "lungs.threshold",
         "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
-        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.window", "outputs.png16",
-        "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
+        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.seg", "outputs.sr", "outputs.window",
+        "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "inbox.settle_s", "log.level", "peers", "targets",
     }
