@@ -12,10 +12,12 @@ import pytest
 
 from ctnode.ct.grid import SourceImage
 from ctnode.ct.lungs import segment
+from ctnode.ct.measure import measure
 from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
 from ctnode.results.objects import Origin
 from ctnode.results.seg import SAMPLED_BACK, write_seg
+from ctnode.results.sr import write_sr
 from tests.phantom_series import SERIES, STUDY, read
 
 pytestmark = pytest.mark.integration
@@ -114,3 +116,22 @@ def test_a_source_without_frame_of_reference_gets_one_that_repeats(tmp_path, exa
     assert len(uids) == 1
     with pytest.raises(ValueError, match="without any voxel"):
         write_seg(tmp_path / "c.dcm", bare, replace(lungs, labels=np.zeros_like(lungs.labels)), ORIGIN)
+
+
+def test_numbers_come_back_from_the_structured_report(tmp_path, example):
+    volume, lungs = example
+    numbers = measure(volume, lungs)
+    write_seg(tmp_path / "seg.dcm", volume, lungs, ORIGIN)
+    for name in ("a.dcm", "b.dcm"):
+        write_sr(tmp_path / name, volume, numbers, ORIGIN, seg=tmp_path / "seg.dcm")
+    assert (tmp_path / "a.dcm").read_bytes() == (tmp_path / "b.dcm").read_bytes()
+    groups = highdicom.sr.srread(tmp_path / "a.dcm").content.get_volumetric_roi_measurement_groups()
+    assert len(groups) == 2
+    for group, side in zip(groups, (numbers.right, numbers.left), strict=True):
+        values = [one.value for one in group.get_measurements()]
+        assert values == [side.volume_ml, side.mean_hu, side.median_hu, side.sd_hu, side.perc15_hu, side.laa950_pct,
+                          side.haa_pct, side.mass_g]  # fmt: skip
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy (dicom3tools) is not installed")
+    done = subprocess.run(["dciodvfy", str(tmp_path / "a.dcm")], capture_output=True, text=True, check=False)
+    assert "Error" not in done.stderr, done.stderr
