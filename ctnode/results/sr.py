@@ -1,4 +1,4 @@
-"""The numbers as DICOM SR: TID 1500 Measurement Report (PS3.16) in a Comprehensive 3D SR, on the segments of seg.dcm."""
+"""The numbers as DICOM SR: TID 1500 Measurement Report (PS3.16), Comprehensive 3D SR, on the segments of seg.dcm."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ctnode.ct.grid import Volume
 from ctnode.ct.measure import LungNumbers, Measurements
 from ctnode.ops.durable import write_durable
 from ctnode.results.objects import Origin, derived_uid, describe, file_meta, patient_and_study, referenced
+from ctnode.results.seg import BINARY_STORAGE, LABELMAP_STORAGE
 from ctnode.words import LungStatus
 
 COMPREHENSIVE_3D: Final = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -41,9 +42,16 @@ _ROWS: Final = (
 _SIDES: Final = (("right", 1, "3341006", "Right lung"), ("left", 2, "44029006", "Left lung"))
 
 
-def write_sr(path: Path, volume: Volume, measurements: Measurements, origin: Origin, *, seg: Path) -> None:
-    """Write the numbers to ``path``, fsynced; ``seg`` is the segmentation that holds the lungs."""
-    segmentation = pydicom.dcmread(seg, specific_tags=["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"])
+def write_sr(path: Path, volume: Volume, measurements: Measurements, origin: Origin, *, labelmap: bool = False) -> None:
+    """Write the numbers to ``path``, fsynced; ``labelmap`` says which kind seg.dcm is.
+
+    The UIDs of seg.dcm are derived, so it need not be there yet.
+    """
+    identity = origin.identity(volume)
+    segmentation = Dataset()
+    segmentation.SOPClassUID = LABELMAP_STORAGE if labelmap else BINARY_STORAGE
+    segmentation.SOPInstanceUID = derived_uid("seg", "instance", identity)
+    segmentation.SeriesInstanceUID = derived_uid("seg", "series", identity)
     dataset = patient_and_study(volume.header, origin.study)
     describe(dataset, origin, volume, "sr", COMPREHENSIVE_3D, "SR")
     dataset.SeriesNumber = SERIES_NUMBER

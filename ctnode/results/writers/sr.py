@@ -1,4 +1,4 @@
-"""``sr.dcm``: the numbers as DICOM SR; written after ``seg.dcm``, to which it points."""
+"""``sr.dcm``: the numbers as DICOM SR; it points at ``seg.dcm`` by UIDs that are known before that is written."""
 
 from pathlib import Path
 from typing import Final
@@ -20,5 +20,5 @@ def write(case: Case) -> tuple[Path, ...]:
     assert case.measurements is not None
     path = case.path("sr.dcm")
     origin = Origin(case.study, case.series, case.revision, case.made_at, case.settings_digest)
-    write_sr(path, case.volume, case.measurements, origin, seg=case.path("seg.dcm"))
+    write_sr(path, case.volume, case.measurements, origin, labelmap=case.wanted.seg == "labelmap")
     return (path,)
