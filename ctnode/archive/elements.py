@@ -139,6 +139,8 @@ def scan(
                 position, left = skip_undefined(data, value, syntax, left, unknown=unknown)
             except ShortBuffer:
                 return _ended(found, whole=whole)
+            if tag in wanted:
+                found[tag] = bytes(data[value : min(position, value + VALUE_LIMIT_BYTES)])
             continue
         position = value + length
         if position > end:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, FiniteFloat, field_validator
 from ctnode.config.fields import AeTitle, Name, Port, Seconds, Section, Side
 from ctnode.config.peer import Peer
 
-ResultKind = Literal["report"]
+ResultKind = Literal["report", "seg", "sr"]
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
 LARGEST_SPACING_MM: Final = 20.0
@@ -190,6 +190,10 @@ class Outputs(Section):
     mpr: bool = Field(default=True, description="mpr.png: three orthogonal planes")
     histogram: bool = Field(default=True, description="histogram.png: HU of volume and lungs, where there are lungs")
     surface: bool = Field(default=True, description="surface.png: lungs, airway and bone in 3-D, where there are lungs")
+    seg: Literal["none", "binary", "labelmap"] = Field(
+        "binary", description="seg.dcm, DICOM Segmentation; labelmap is smaller, and fewer viewers know it"
+    )
+    sr: bool = Field(default=True, description="sr.dcm, DICOM SR TID 1500 with the numbers; needs seg")
     window: Literal["auto", "header", "lung", "mediastinum", "bone", "brain", "soft tissue"] = Field(
         "auto", description="window of preview.png and mpr.png; header: the first one of the source"
     )
@@ -324,8 +328,8 @@ RELOADABLE: Final = frozenset(
         "pipeline.interpolation", "pipeline.labels", "lungs.threshold",
         "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
-        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.window", "outputs.png16",
-        "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
+        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.seg", "outputs.sr", "outputs.window",
+        "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
         "log.level", "peers", "targets",

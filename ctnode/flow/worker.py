@@ -33,7 +33,7 @@ RETRY_S: Final = 1.0
 STORAGE_RETRY_S: Final = 15.0
 
 # Kinds of results that can be sent, and the file of each.
-SENDABLE: Final = {"report": "report.dcm"}
+SENDABLE: Final = {"report": "report.dcm", "seg": "seg.dcm", "sr": "sr.dcm"}
 
 Reload = Callable[[], Config]
 
