@@ -32,6 +32,7 @@ from pydicom import Dataset, dcmread
 from ctnode.archive import invariants
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
+from ctnode.config.models import Receiver
 from tests.wire_peers import P_DATA, RawPeer, pdu, pdv, store_command
 
 REPOSITORY: Final = Path(__file__).parents[1]
@@ -42,6 +43,8 @@ CEILING_S: Final = 180.0
 POLL_S: Final = 0.05
 LOOPBACK: Final = "127.0.0.1"
 FRAGMENT_BYTES: Final = 16000
+# What reports in every node, the receiver processes under "receiver".
+ROLES: Final = frozenset({"run", "receive", "receiver", "keep", "work", "deliver"})
 
 Popen = subprocess.Popen[bytes]
 Value = TypeVar("Value")
@@ -367,6 +370,17 @@ class Node:
         for report in self.reports():
             found.setdefault(str(report["role"]), []).append(int(report["pid"]))
         return found
+
+    def whole_roles(self) -> dict[str, list[int]]:
+        """Return the same once every process of the node has reported."""
+        receivers = int(self.sections.get("receiver", {}).get("processes", Receiver().processes))
+
+        def found() -> dict[str, list[int]] | None:
+            roles = self.roles()
+            is_whole = set(roles) >= ROLES and len(roles["receiver"]) == receivers
+            return roles if is_whole else None
+
+        return self.wait_for(found, "every process of the node reports")
 
     def reports(self) -> list[dict[str, Any]]:
         """Return what the living descendants of the supervisor last wrote about themselves."""

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, Config
+from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, TARGET_FILES, Config, Target
 from ctnode.words import ConfigError, Unavailable
 
 LEAST_KEY_BYTES: Final = 32
@@ -211,8 +211,7 @@ def _check_together(config: Config) -> None:
             "tls.ca: needed to check the certificates of peers", hint="or tls.require_client_certificate = false"
         )
     for target in config.targets:
-        if target.tls and not target.ca:
-            raise ConfigError(f"targets.ca: {target.name} needs the authority that signed its certificate")
+        _check_target(target)
     _check_routes(config)
     _check_external(config)
 
@@ -260,6 +259,28 @@ def _check_routes(config: Config) -> None:
             )
 
 
+_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
+    "dicom": ("ae_title", "host", "port"),
+    "dicomweb": ("url",),
+    "folder": ("path",),
+    "sender": (),
+}
+
+
+def _check_target(target: Target) -> None:
+    for key in _NEEDED[target.kind]:
+        if not getattr(target, key):
+            raise ConfigError(f"targets.{key}: {target.name} needs it, for its kind is {target.kind}")
+    if target.tls and not target.ca:
+        raise ConfigError(f"targets.ca: {target.name} needs the authority that signed its certificate")
+    if target.kind == "dicomweb" and not target.url.startswith(("http://", "https://")):
+        raise ConfigError(f"targets.url: {target.name} needs one that begins with http:// or https://")
+    if target.proof != "none" and (
+        target.kind == "folder" or (target.kind, target.proof) == ("dicomweb", "commitment")
+    ):
+        raise ConfigError(f"targets.proof: {target.name} cannot give one of this kind", hint='"none" or "query"')
+
+
 def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> Config:
     def resolve(dotted: str, value: str) -> str:
         base = file.parent if file is not None and origin.get(dotted) == str(file) else Path()
@@ -274,7 +295,7 @@ def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> C
     inbox = config.inbox.model_copy(update={"path": resolve("inbox.path", config.inbox.path)})
     tls = config.tls.model_copy(update={name: resolve(f"tls.{name}", getattr(config.tls, name)) for name in FILES})
     targets = tuple(
-        target.model_copy(update={name: resolve("targets", getattr(target, name)) for name in FILES})
+        target.model_copy(update={name: resolve("targets", getattr(target, name)) for name in TARGET_FILES})
         for target in config.targets
     )
     profiles = tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ctnode.config.section import Name, Section
+from ctnode.config.fields import Name, Section
 
 
 class Deidentification(Section):

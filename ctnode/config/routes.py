@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ctnode.config.section import Name, ResultKind, Section
+from ctnode.config.fields import Name, ResultKind, Section
 from ctnode.config.when import compile_when, uses_results
 
 ORIGINALS: Final = "originals"

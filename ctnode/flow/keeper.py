@@ -29,10 +29,14 @@ from ctnode.ops import log
 from ctnode.ops.durable import lock
 from ctnode.ops.role import Role
 from ctnode.wire.peers import CachedResolver, find_peer
+from ctnode.words import Verdict
 
 IDLE_SCAN_S: Final = 1.0
 RETRY_S: Final = 1.0
 NETWORK: Final = "network"
+# What came by a C-GET has the sender of what came before.
+RETRIEVED: Final = "get"
+HELD_SUSPECT: Final = "its verdict is SUSPECT"
 _SYNC_FAULTS: Final = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"})
 
 Reload = Callable[[], Config]
@@ -79,7 +83,7 @@ class Keeper:
 
     def _quiet_s(self, association: Association, revision: int) -> float:
         peer = None
-        if association.door == NETWORK:
+        if association.door in {NETWORK, RETRIEVED}:
             # A journal of an older version names no peer; then title and address decide as they did at the door.
             peer = next((known for known in self.config.peers if known.name == association.peer), None)
         if association.door == NETWORK and peer is None:
@@ -150,7 +154,8 @@ class Keeper:
             began = time.monotonic()
             scan = self.settler.scan()
             touched = {placement.series_id for placement in scan.settled}
-            self.waiting.touch(touched)
+            new = {placement.series_id for placement in scan.settled if placement.is_new}
+            self.waiting.touch(touched, touched - new)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 for ripe in self.waiting.ripe(began, touched, scan.open_associations, self.config.completion):
@@ -160,7 +165,15 @@ class Keeper:
     def _complete(self, ripe: Ripe) -> None:
         revision, decision = ripe.revision, ripe.decision
         with self.database.immediate():
-            revisions.complete(self.database, revision, decision.verdict, decision.evidence)
+            revisions.complete(
+                self.database,
+                revision,
+                decision.verdict,
+                decision.evidence,
+                rule=decision.rule,
+                otherwise=decision.otherwise,
+            )
+            self._hold_suspect(revision, decision.verdict)
         self.waiting.leave(revision.id)
         series = catalog.by_id(self.database, revision.series_id)
         self._log.info(
@@ -171,6 +184,14 @@ class Keeper:
             instances=series.instances,
         )
         self.dispatcher.start_complete(self.config)
+
+    def _hold_suspect(self, revision: revisions.Revision, verdict: Verdict) -> None:
+        """Hold a SUSPECT revision where the configuration wants it; a better one after it lifts that hold."""
+        hold = catalog.by_id(self.database, revision.series_id).hold
+        if verdict is Verdict.SUSPECT and self.config.completion.suspect == "hold" and not hold:
+            revisions.set_hold(self.database, revision, HELD_SUSPECT)
+        elif verdict is not Verdict.SUSPECT and hold == HELD_SUSPECT:
+            revisions.lift_hold(self.database, revision, hold)
 
     def _answer_requests(self) -> None:
         """Carry out what other processes asked the keeper to do on its connection."""

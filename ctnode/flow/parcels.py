@@ -11,7 +11,7 @@ from ctnode.config import Target
 from ctnode.flow.publish import digest_of
 
 # Kinds of results that can be sent, and the file of each.
-SENDABLE: Final = {"report": "report.dcm"}
+SENDABLE: Final = {"report": "report.dcm", "seg": "seg.dcm", "sr": "sr.dcm"}
 
 
 def parcels_of(

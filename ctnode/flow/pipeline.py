@@ -25,8 +25,11 @@ from ctnode.ct.source import Frame, read_frames
 from ctnode.ct.volume import build
 from ctnode.flow.job import Job, Run, noop
 from ctnode.flow.products import Products, write_products
+from ctnode.flow.publish import digest_of
 from ctnode.ops.durable import fsync_directory
 from ctnode.ops.process import peak_bytes
+from ctnode.results.arrays import png_offset_hu
+from ctnode.results.predecessors import name_predecessors
 from ctnode.results.sidecar import write_json
 from ctnode.words import Issue, LungStatus, Refusal, Severity, VolumeReport, VolumeStatus
 
@@ -122,7 +125,10 @@ class _Run(Run):
     def results(self, volume: Volume, sources: int) -> VolumeReport:
         products = write_products(self, volume)
         with self.step("write"):
-            write_json(self.path("ct.json"), self._sidecar(volume, products, sources))
+            name_predecessors(self.job.out, self.outputs, self.job.revision)
+            # In the order of names, of the files as they will be published.
+            digests = {name: digest_of(self.job.out / name) for name in sorted(self.outputs)}
+            write_json(self.path("ct.json"), self._sidecar(volume, products, sources, digests))
             self._sync()
         issues = (*volume.issues, *products.issues)
         return self._report(volume.status, issues, products.lungs, products.reasons)
@@ -160,7 +166,7 @@ class _Run(Run):
             "peak_rss_bytes": peak_bytes(),
         }
 
-    def _sidecar(self, volume: Volume, products: Products, sources: int) -> dict[str, object]:
+    def _sidecar(self, volume: Volume, products: Products, sources: int, digests: dict[str, str]) -> dict[str, object]:
         own = {
             **self._provenance(volume.status, (*volume.issues, *products.issues)),
             "unit": volume.unit,
@@ -172,9 +178,10 @@ class _Run(Run):
             "padding_voxels": 0 if volume.padding is None else int(np.count_nonzero(volume.padding)),
             "input_digest": volume.input_digest,
             "source_images": sources,
+            "sha256": digests,
             "lungs": {"status": str(products.lungs), "reasons": list(products.reasons)},
             # None: the values are no whole numbers that 16 bits hold, so slices.zip was not written.
-            **({"png16": {"offset_hu": products.png_offset_hu}} if self.job.wanted.png16 else {}),
+            **({"png16": {"offset_hu": png_offset_hu(volume.voxels)}} if self.job.wanted.png16 else {}),
         }
         return {**volume.technique, **_SOFTWARE, "ctnode": own}
 

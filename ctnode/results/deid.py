@@ -21,7 +21,6 @@ from typing import Final
 import pydicom
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
 from ctnode import __version__
@@ -158,7 +157,9 @@ def deidentify_file(source: Path, target: Path, profile: Profile) -> None:
         made.file_meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
         buffer = io.BytesIO()
         pydicom.dcmwrite(buffer, made, enforce_file_format=True)
-    except (InvalidDicomError, AttributeError, ValueError, TypeError, KeyError, RecursionError, EOFError) as error:
+    except (Refusal, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001 - pydicom raises whatever it likes on hostile bytes, RecursionError too
         raise Refusal(f"the object cannot be de-identified: {type(error).__name__}", code=REFUSED) from None
     write_durable(target, buffer.getvalue())
 

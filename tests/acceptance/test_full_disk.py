@@ -153,7 +153,7 @@ def test_full_disk_is_told_to_senders_and_survived(tmp_path: Path, kind: str) ->
     uid, files = small_series(tmp_path, 1, slices=SLICES, side=SIDE)
     acknowledged = dict(map(sop_and_digest, files))
     with small_disk(kind, tmp_path) as disk, node_on(disk, tmp_path) as node:
-        roles = node.roles()
+        roles = node.whole_roles()
         port = node.port
         with RawPeer(port) as peer:
             peer.associate()
@@ -183,7 +183,7 @@ def test_keeper_and_worker_wait_for_room(tmp_path: Path) -> None:
     uid, files = small_series(tmp_path, 1, slices=SLICES, side=SIDE)
     acknowledged = dict(map(sop_and_digest, files))
     with small_disk("tmpfs", tmp_path) as disk, node_on(disk, tmp_path) as node:
-        roles = node.roles()
+        roles = node.whole_roles()
         with RawPeer(node.port) as peer:
             peer.associate()
             assert [store(peer, file) for file in files] == [SUCCESS] * SLICES
@@ -209,7 +209,7 @@ def test_file_system_that_becomes_read_only(tmp_path: Path) -> None:
     uid, files = small_series(tmp_path, 1, slices=SLICES, side=SIDE)
     with small_disk("ext4", tmp_path) as disk:
         with node_on(disk, tmp_path) as node:
-            roles = node.roles()
+            roles = node.whole_roles()
             port = node.port
             with RawPeer(port) as peer:
                 peer.associate()

@@ -85,7 +85,7 @@ def test_reloadable_keys_exist() -> None:
         ("[complete]\nquiet_s = 3", ("complete", "no such key")),
         ("[pipeline]\nspacing = 1.0", ("pipeline.spacing", "pipeline.spacing_mm")),
         ('[[peers]]\nname = "a"\nae_title = "A"\nhost = "h"\nquite_s = 1', ("peers.0.quite_s", "peers.quiet_s")),
-        ('[[targets]]\nname = "a"\nae_title = "A"\nport = 4', ("targets.0.host", "host of the destination")),
+        ('[[targets]]\nname = "a"\nae_title = "A"\nport = 4', ("targets.host", "a needs it")),
     ],
 )
 def test_an_unknown_or_missing_key_is_named_with_the_nearest(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
