@@ -328,7 +328,8 @@ def chest_files(tmp_path_factory):
 
 ALL = {
     "ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "mpr.png", "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png",
-    "measurements.json", "histogram.json", "histogram.csv", "report.dcm",
+    "measurements.json", "histogram.json", "histogram.csv", "report.dcm", "seg.dcm", "sr.dcm", "surface.png",
+    "histogram.png",
 }  # fmt: skip
 
 
