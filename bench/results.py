@@ -24,11 +24,11 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from pipeline import TEXTBOOK
-
 from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.pipeline import TEXTBOOK
 
 WRITERS = """
 import dataclasses, json, resource, shutil, sys, time

@@ -195,6 +195,5 @@ def test_headers_and_chunks_of_results_hold_technique_only(finished: tuple[Root,
         assert not holds_canary(text.encode())
         for word in ("Institution", "Physician", "Description", "Operators", "Station"):
             assert word not in text
-    assert {"ct.json", "ct.nii.gz", "report.dcm", "lungs.nii.gz", "preview.png"} <= {
-        path.name for path in out.iterdir()
-    }
+    pictures = {"preview.png", "mpr.png", "lungs.png", "histogram.png", "surface.png"}
+    assert pictures | {"ct.json", "ct.nii.gz", "report.dcm", "lungs.nii.gz"} <= {path.name for path in out.iterdir()}

@@ -328,7 +328,8 @@ def chest_files(tmp_path_factory):
 
 ALL = {
     "ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "mpr.png", "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png",
-    "measurements.json", "histogram.json", "histogram.csv", "report.dcm",
+    "measurements.json", "histogram.json", "histogram.csv", "report.dcm", "seg.dcm", "sr.dcm", "surface.png",
+    "histogram.png",
 }  # fmt: skip
 
 
@@ -451,7 +452,8 @@ def test_a_volume_without_lungs_gets_no_mask(tmp_path):
     files = write_series(tmp_path, np.zeros(water.shape, np.int16), water, study_uid=STUDY, series_uid=SERIES)
     report = run(files, tmp_path / "out")
     assert report.lungs is LungStatus.NO_LUNGS
-    of_lungs = {"lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png", "histogram.json", "histogram.csv"}
+    pictures = {"lungs.png", "histogram.png", "surface.png"}
+    of_lungs = {"lungs.nii.gz", "lungs_iso.nii.gz", "histogram.json", "histogram.csv", "seg.dcm", "sr.dcm", *pictures}
     assert set(report.outputs) == ALL - of_lungs
 
 
