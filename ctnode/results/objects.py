@@ -32,6 +32,7 @@ _TYPE_2: Final = (
     "StudyID",
     "AccessionNumber",
 )
+METHOD_UNSAID: Final = "not stated by the source"
 _TYPE_3: Final = (
     "SpecificCharacterSet",
     "IssuerOfPatientID",
@@ -78,6 +79,11 @@ def patient_and_study(header: Dataset, study: str) -> Dataset:
             dataset[keyword] = header[keyword]
         else:
             setattr(dataset, keyword, None)
+    if dataset.get("PatientIdentityRemoved") == "YES" and not (
+        "DeidentificationMethod" in dataset or "DeidentificationMethodCodeSequence" in dataset
+    ):
+        # Type 1C: the identity may not be called removed without a word on how (PS3.3 C.7.1.1).
+        dataset.DeidentificationMethod = METHOD_UNSAID
     # Data sets without UIDs are grouped under a name that is none; their report still needs a valid one.
     named = study if UID(study).is_valid else derived_uid("study", study)
     dataset.StudyInstanceUID = readable(header, "StudyInstanceUID") or named
