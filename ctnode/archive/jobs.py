@@ -74,7 +74,7 @@ def retry_after_s(times: int, *, first_s: float = FIRST_RETRY_S, longest_s: floa
 
 
 def claim(database: Database, owner: str) -> Lease | None:
-    """Take the oldest job that is due, and move its revision to PROCESSING."""
+    """Take the oldest job of the highest priority that is due, and move its revision to PROCESSING."""
     now = time.time()
     if not _anything_due(database, now):
         return None
@@ -87,7 +87,7 @@ def claim(database: Database, owner: str) -> Lease | None:
         row = database.execute(
             "UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, owner = ?, lease_until = ?, started_at = ?,"
             f" ended_at = NULL WHERE id = (SELECT id FROM jobs WHERE {_WORK} AND state = 'QUEUED' AND due_at <= ?"
-            " ORDER BY due_at, id LIMIT 1) RETURNING id, revision_id, attempt",
+            " ORDER BY priority DESC, due_at, id LIMIT 1) RETURNING id, revision_id, attempt",
             (owner, now + LEASE_S, now, now),
         ).fetchone()
         if row is None:

@@ -127,6 +127,9 @@ def post(database: Database, revision_id: int, parcels: Sequence[Parcel], *, aga
             )  # fmt: skip
             continue
         delivery_id, state, digest = row
+        database.execute(
+            "UPDATE deliveries SET priority = max(priority, ?) WHERE id = ?", (parcel.priority, delivery_id)
+        )
         arrived = state in {DeliveryState.SENT, DeliveryState.CONFIRMED} and digest == parcel.digest
         if state != DeliveryState.SENDING and digest != parcel.digest:
             database.execute(

@@ -156,11 +156,13 @@ def _settle_study(database: Database, series_id: int) -> None:
     ).fetchone()
     if waiting is None:
         settled = next_state(STUDY_TRANSITIONS, StudyState(state), StudyEvent.SETTLE)
-        database.execute("UPDATE studies SET state = ? WHERE id = ?", (settled, study_id))
+        database.execute("UPDATE studies SET state = ?, is_routed = 0 WHERE id = ?", (settled, study_id))
 
 
-def queue(database: Database, revision: Revision, event: RevisionEvent = RevisionEvent.QUEUE) -> None:
-    """Queue the pipeline for a revision: its row and its job change together."""
+def queue(
+    database: Database, revision: Revision, event: RevisionEvent = RevisionEvent.QUEUE, *, priority: int = 0
+) -> None:
+    """Queue the pipeline for a revision: its row and its job change together; a job that is there keeps its rank."""
     move(database, revision.id, event)
     row = database.execute(
         "SELECT id, state FROM jobs WHERE kind = ? AND revision_id = ?", (PIPELINE, revision.id)
@@ -168,8 +170,8 @@ def queue(database: Database, revision: Revision, event: RevisionEvent = Revisio
     now = time.time()
     if row is None:
         database.insert(
-            "INSERT INTO jobs (kind, revision_id, state, due_at) VALUES (?, ?, ?, ?)",
-            (PIPELINE, revision.id, JobState.QUEUED, now),
+            "INSERT INTO jobs (kind, revision_id, state, due_at, priority) VALUES (?, ?, ?, ?, ?)",
+            (PIPELINE, revision.id, JobState.QUEUED, now, priority),
         )
     else:
         state = next_state(JOB_TRANSITIONS, JobState(row[1]), JobEvent.REQUEUE)
@@ -322,11 +324,15 @@ def _is_busy(database: Database, series_id: int) -> bool:
 
 def frozen_paths(database: Database, revision_id: int) -> tuple[str, ...]:
     """Return the store paths of a revision's instances, in the order of arrival."""
+    return tuple(path for path, _ in frozen_objects(database, revision_id))
+
+
+def frozen_objects(database: Database, revision_id: int) -> tuple[tuple[str, str], ...]:
+    """Return store path and digest of a revision's instances, in the order of arrival."""
     row = database.execute("SELECT instances FROM revisions WHERE id = ?", (revision_id,)).fetchone()
     ids = json.loads(row[0]) if row else []
-    paths = dict(
-        database.execute(
-            "SELECT id, path FROM instances WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
-        ).fetchall()
-    )
-    return tuple(paths[identifier] for identifier in ids)
+    rows = database.execute(
+        "SELECT id, path, digest FROM instances WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+    ).fetchall()
+    objects = {identifier: (path, digest) for identifier, path, digest in rows}
+    return tuple(objects[identifier] for identifier in ids)

@@ -318,6 +318,21 @@ def fifth(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+_ROUTES: Final = """
+ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX jobs_next ON jobs (priority DESC, due_at, id) WHERE state IN ('QUEUED', 'RUNNING', 'RETRY');
+ALTER TABLE studies ADD COLUMN is_routed INTEGER NOT NULL DEFAULT 1;
+CREATE INDEX studies_unrouted ON studies (id) WHERE is_routed = 0;
+"""
+
+
+@MIGRATIONS(name="0006_routes")
+def sixth(db: sqlite_utils.Database) -> None:
+    """Let jobs have priorities, and studies be routed once they are complete."""
+    for statement in _statements(_ROUTES):
+        db.execute(statement)
+
+
 _OUTBOX: Final = """
 ALTER TABLE deliveries ADD COLUMN lane TEXT NOT NULL DEFAULT '';
 ALTER TABLE deliveries ADD COLUMN series_id INTEGER NOT NULL DEFAULT 0;

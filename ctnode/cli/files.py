@@ -157,6 +157,10 @@ def _send_files(config: Config, target: Target, path: Path) -> bool:
 
     if not path.exists():
         raise NotFound(f"no file, folder or series {path}")
+    if target.external:
+        raise WrongState(
+            f"{target.name} is external", hint="send the series by its UID: it is de-identified on its way"
+        )
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     carrier = carrier_of(config, target.name)
     assert carrier is not None
@@ -171,14 +175,14 @@ def _send_files(config: Config, target: Target, path: Path) -> bool:
 
 def _send_series(settings: Settings, target: Target, uid: str, study: str | None, *, originals: bool) -> bool:
     """Owe the results or images of a series once more, and wait a little for the deliverer."""
-    from ctnode.flow.worker import parcels_of
+    from ctnode.flow.parcels import parcels_of
 
     _, layout, database = settings.writing()
     record = catalog.find(database, uid, study=study)
     revision = revisions.newest(database, record.id)
     if originals:
-        images = revisions.frozen_paths(database, revision.id)
-        parcels = [outbox.Parcel(target.name, outbox.ORIGINAL, path, path) for path in images]
+        images = revisions.frozen_objects(database, revision.id)
+        parcels = [outbox.Parcel(target.name, outbox.ORIGINAL, path, digest) for path, digest in images]
         if not parcels:
             raise WrongState(f"revision {revision.n} of {record.name} is not complete yet")
     else:

@@ -21,13 +21,17 @@ from ctnode.config.models import (
     Worker,
 )
 from ctnode.config.peer import Peer
+from ctnode.config.privacy import Deidentification
+from ctnode.config.routes import ORIGINALS, Route, Routing
 
 __all__ = [
+    "ORIGINALS",
     "RELOADABLE",
     "Change",
     "Commitment",
     "Completion",
     "Config",
+    "Deidentification",
     "Delivery",
     "Inbox",
     "Loaded",
@@ -38,6 +42,8 @@ __all__ = [
     "Peer",
     "Pipeline",
     "Receiver",
+    "Route",
+    "Routing",
     "Storage",
     "Target",
     "Tls",

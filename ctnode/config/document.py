@@ -50,6 +50,18 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {
         "certificate": "node.pem",
         "key": "node.key",
         "tls_name": "pacs.example",
+        "external": False,
+        "deidentify": "study-a",
+    },
+    "deidentification": {"name": "study-a", "project": "STUDYA", "key_file": "study-a.key"},
+    "routes": {
+        "name": "thin-chest",
+        "when": 'SliceThickness <= 3 and verdict != "SUSPECT"',
+        "level": "series",
+        "run": "pipeline",
+        "send": ["report"],
+        "to": ["pacs"],
+        "priority": "normal",
     },
 }
 

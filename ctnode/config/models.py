@@ -9,10 +9,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, field_validator
 
-from ctnode.config.fields import AeTitle, Name, Port, Seconds, Section, Side
+from ctnode.config.fields import AeTitle, Name, Port, ResultKind, Seconds, Section, Side
 from ctnode.config.peer import Peer
+from ctnode.config.privacy import Deidentification
+from ctnode.config.routes import Route, Routing
 
-ResultKind = Literal["report", "seg", "sr"]
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
 LARGEST_SPACING_MM: Final = 20.0
@@ -284,6 +285,8 @@ class Target(Section):
     certificate: str = Field("", description="PEM file of the certificate to show it, with its chain; empty: none")
     key: str = Field("", description="PEM file of that certificate's key; empty: in the certificate file")
     tls_name: str = Field("", description="name or address in its certificate; empty: that of host")
+    external: bool = Field(default=False, description="outside of the hospital: gets nothing but what is de-identified")
+    deidentify: str = Field("", description="profile of [[deidentification]]; needed with external")
 
 
 class Config(Section):
@@ -304,6 +307,9 @@ class Config(Section):
     log: Log = Field(default_factory=Log)
     peers: tuple[Peer, ...] = Field((), strict=False)
     targets: tuple[Target, ...] = Field((), strict=False)
+    deidentification: tuple[Deidentification, ...] = Field((), strict=False)
+    routing: Routing = Field(default_factory=Routing)
+    routes: tuple[Route, ...] = Field((), strict=False)
 
     @property
     def root(self) -> Path:
@@ -335,7 +341,7 @@ RELOADABLE: Final = frozenset(
         "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean", "outputs.descriptions",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
-        "log.level", "peers", "targets",
+        "log.level", "peers", "targets", "routing.match", "routes", "deidentification",
     }
 )  # fmt: skip
 
@@ -343,7 +349,12 @@ RELOADABLE: Final = frozenset(
 FILES: Final = ("certificate", "key", "ca")
 TARGET_FILES: Final = (*FILES, "token_file", "path")
 
-LISTS: Final[Mapping[str, type[BaseModel]]] = {"peers": Peer, "targets": Target}
+LISTS: Final[Mapping[str, type[BaseModel]]] = {
+    "peers": Peer,
+    "targets": Target,
+    "routes": Route,
+    "deidentification": Deidentification,
+}
 
 
 def _all_keys() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,15 +20,18 @@ from ctnode.archive.jobs import retry_after_s
 from ctnode.archive.layout import Layout
 from ctnode.archive.outbox import Delivery, Ending
 from ctnode.config import Config
-from ctnode.flow.carrier import Carrier, Unproved, carrier_of, named
+from ctnode.flow.carrier import Carrier, Named, Unproved, carrier_of
+from ctnode.flow.outgoing import Item, is_rewritten, outgoing_item, outgoing_names, scratch_of
 from ctnode.flow.recorder import Recorder
 from ctnode.ops import log
 from ctnode.ops.process import identity
 from ctnode.wire.sender import Outcome, SendResult
-from ctnode.words import DeliveryEvent
+from ctnode.words import ConfigError, CtnodeError, DeliveryEvent
 
 # Over one association; what is behind them waits for the next one.
 BATCH: Final = 200
+# Their new forms lie on the disk until all of them are sent.
+REWRITTEN_BATCH: Final = 25
 # Spreads the retries of many objects and nodes, so that a destination that comes back is not hit by all at once.
 JITTER: Final = 0.2
 # So many objects refused for want of resources, one after the other, are the state of the destination.
@@ -61,6 +65,8 @@ class Courier:
         self._carrier = carrier_of(config, line.name)
         # What one association takes, the others do not get.
         self._limit = BATCH // (self._carrier.target.associations if self._carrier is not None else 1)
+        if self._carrier is not None and is_rewritten(self._carrier.target):
+            self._limit = min(self._limit, REWRITTEN_BATCH)
         self._log: structlog.typing.FilteringBoundLogger = log.get().bind(target=line.name)
 
     def serve(self) -> None:
@@ -98,19 +104,31 @@ class Courier:
 
     def _send(self, batch: tuple[Delivery, ...]) -> bool:
         """Send what was claimed; False where the destination failed as a whole."""
-        open_ones: dict[Path, Delivery] = {}
-        for delivery in batch:
-            path = self._path(delivery)
-            if self._carrier is None:
+        if self._carrier is None:
+            for delivery in batch:
                 self._die(delivery, "no target of this name in the configuration")
-            elif not path.is_file():
-                self._die(delivery, "the file is gone")
-            else:
-                open_ones[path] = delivery
-        if self._carrier is None or not open_ones:
             return True
-        judge = _Judge(self._config, lanes.get(self._database, self._line.name), self._carrier.target.proof != "none")
-        results = self._carrier.send({path: delivery.path for path, delivery in open_ones.items()})
+        scratch = scratch_of(self._layout)
+        try:
+            return self._send_from(scratch, self._carrier, batch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _send_from(self, scratch: Path, carrier: Carrier, batch: tuple[Delivery, ...]) -> bool:
+        judge = _Judge(self._config, lanes.get(self._database, self._line.name), carrier.target.proof != "none")
+        open_ones: dict[Path, Delivery] = {}
+        names: dict[Path, str] = {}
+        for delivery in batch:
+            item = self._item(carrier, delivery, scratch, judge)
+            if item is None:
+                continue
+            if item.path in open_ones:
+                # Another revision owes the same object; it goes out once now, and the older row comes after.
+                self._recorder.add(Ending(open_ones[item.path], DeliveryEvent.RELEASE))
+            open_ones[item.path], names[item.path] = delivery, item.name
+        if not open_ones:
+            return True
+        results = carrier.send(names)
         try:
             for result in results:
                 delivery = open_ones.pop(result.path)
@@ -129,6 +147,22 @@ class Courier:
         if judge.fault:
             self._log.warning("destination fails", reason=judge.fault, again_in_s=round(judge.wait_s))
         return not judge.fault
+
+    def _item(self, carrier: Carrier, delivery: Delivery, scratch: Path, judge: _Judge) -> Item | None:
+        """Return what leaves for a delivery; None where nothing may or can, which is then written down."""
+        path = self._path(delivery)
+        if not path.is_file():
+            self._die(delivery, "the file is gone")
+            return None
+        try:
+            return outgoing_item(self._config, carrier.target, path, delivery.path, scratch)
+        except CtnodeError as refusal:
+            self._die(delivery, str(refusal))
+        except OSError as error:
+            ending = judge.unprepared(delivery, f"cannot be prepared: {error.strerror or type(error).__name__}")
+            self._recorder.add(ending)
+            self._tell(ending)
+        return None
 
     def _path(self, delivery: Delivery) -> Path:
         return (self._layout.store if delivery.kind == outbox.ORIGINAL else self._layout.results) / delivery.path
@@ -150,14 +184,21 @@ class Courier:
 
     def _prove(self, carrier: Carrier) -> None:
         owed = proofs.due(self._database, self._line.name)
-        found = {delivery: one for delivery in owed if (one := named(self._path(delivery))) is not None}
+        settings = self._config.delivery
+        wait_s = settings.proof_wait_s
+        try:
+            found = {delivery: one for delivery in owed if (one := self._names(carrier, delivery)) is not None}
+        except ConfigError as fault:
+            proofs.asked(
+                self._database, dict.fromkeys((one.id for one in owed), ""), wait_s, comment=f"not proved: {fault}"
+            )
+            self._log.warning("arrival not proved", reason=str(fault))
+            return
         gone = [delivery.id for delivery in owed if delivery not in found]
         if gone:
             proofs.dropped(self._database, gone, "its file is gone, so its arrival is not proved")
         if not found:
             return
-        settings = self._config.delivery
-        wait_s = settings.proof_wait_s
         ids = {delivery.id: one.sop_instance for delivery, one in found.items()}
         # A new one for each try: a late report on an earlier one changes nothing.
         transaction = f"2.25.{uuid.uuid4().int}"
@@ -177,6 +218,9 @@ class Courier:
                 self._database, ids, wait_s * (1.0 + random.uniform(0.0, JITTER)), comment=f"not proved: {fault}"
             )
             self._log.warning("arrival not proved", reason=str(fault))
+
+    def _names(self, carrier: Carrier, delivery: Delivery) -> Named | None:
+        return outgoing_names(self._config, carrier.target, self._path(delivery))
 
 
 class _Judge:
@@ -201,6 +245,10 @@ class _Judge:
         if self._is_well and self._lane.failures:
             return partial(_note_well, self._lane.name)
         return None
+
+    def unprepared(self, delivery: Delivery, comment: str) -> Ending:
+        """Return what is to be written about an object that could not be made ready, which may work later."""
+        return Ending(delivery, DeliveryEvent.FAIL, comment=comment, wait_s=self._patience_s(delivery.attempt))
 
     def ending(self, delivery: Delivery, result: SendResult) -> Ending:
         """Return what is to be written about an object."""

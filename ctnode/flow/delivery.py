@@ -18,6 +18,7 @@ from ctnode.flow.asking import Asker
 from ctnode.flow.carrier import AT, is_callable
 from ctnode.flow.commitment import CommitmentDesk
 from ctnode.flow.courier import Courier, Line
+from ctnode.flow.outgoing import sweep
 from ctnode.flow.recorder import Recorder
 from ctnode.ops import log
 from ctnode.ops.durable import lock
@@ -73,6 +74,7 @@ class Deliverer:
         taken_back = outbox.take_back(self.database)
         if taken_back:
             self._log.warning("deliveries cut short are tried again", instances=taken_back)
+        sweep(self.layout)
         for part in self._parts:
             part.begin(self.database)
         self.role.ready()

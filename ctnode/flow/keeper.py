@@ -22,6 +22,7 @@ from ctnode.archive.settle import Scan, Settler
 from ctnode.archive.suspect import mark, marked
 from ctnode.config import Config
 from ctnode.flow.completion import quiet_seconds
+from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
 from ctnode.flow.waiting import Ripe, WaitingRoom
 from ctnode.ops import log
@@ -71,6 +72,7 @@ class Keeper:
         self.index = Index(database, layout, self._quiet_s)
         self.settler = Settler(self.index)
         self.waiting = WaitingRoom(database)
+        self.dispatcher = Dispatcher(database, layout)
         self.inbox = Inbox(config, role.wake)
         self._resolver = CachedResolver()
         self._seen_version = -1
@@ -123,6 +125,8 @@ class Keeper:
         if self.role.reload_wanted:
             self.role.reload_wanted = False
             self.config = self.inbox.config = self.reload()
+            self.dispatcher.forget_waiting()
+            self._seen_version = -1
         try:
             if self._has_missed:
                 # What was settled before a fault waits too, and what could not be started is looked at again.
@@ -132,7 +136,7 @@ class Keeper:
             version = self.database.data_version()
             if scan.settled or version != self._seen_version:
                 self._seen_version = version
-                self._start_complete()
+                self.dispatcher.start_complete(self.config)
                 self._answer_requests()
             self.inbox.look()
         except (OSError, sqlite3.Error) as error:
@@ -179,7 +183,7 @@ class Keeper:
             verdict=str(decision.verdict),
             instances=series.instances,
         )
-        self._start_complete()
+        self.dispatcher.start_complete(self.config)
 
     def _hold_suspect(self, revision: revisions.Revision, verdict: Verdict) -> None:
         """Hold a SUSPECT revision where the configuration wants it; a better one after it lifts that hold."""
@@ -188,17 +192,6 @@ class Keeper:
             revisions.set_hold(self.database, revision, HELD_SUSPECT)
         elif verdict is not Verdict.SUSPECT and hold == HELD_SUSPECT:
             revisions.lift_hold(self.database, revision, hold)
-
-    def _start_complete(self) -> None:
-        """Queue or keep each complete revision that nothing holds back."""
-        for revision in revisions.startable(self.database):
-            series = catalog.by_id(self.database, revision.series_id)
-            reason = reason_to_keep(series)
-            with self.database.immediate():
-                if reason:
-                    revisions.keep(self.database, revision, reason)
-                else:
-                    revisions.queue(self.database, revision)
 
     def _answer_requests(self) -> None:
         """Carry out what other processes asked the keeper to do on its connection."""
@@ -223,18 +216,9 @@ class Keeper:
         """Settle what the receivers left, so that a stopped node has nothing under way."""
         try:
             self._settle()
-            self._start_complete()
+            self.dispatcher.start_complete(self.config)
         except (OSError, sqlite3.Error) as error:
             self._log.error("journal not emptied", error=type(error).__name__, reason=_without_path(error))
-
-
-def reason_to_keep(series: catalog.Series) -> str:
-    """Return why nothing is to run for a series, or an empty text."""
-    if series.own_instances:
-        return "own result: made by ctnode, never processed"
-    if not series.ct_instances:
-        return f"not CT: no CT image object, modality {series.modality or 'unknown'}"
-    return ""
 
 
 def _drain(bell: socket.socket) -> None:

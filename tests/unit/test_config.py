@@ -10,7 +10,7 @@ import pytest
 
 from ctnode import config as configuration
 from ctnode.config import RELOADABLE, Config, diff, document, explain, from_words, load, reloaded, require_root
-from ctnode.config.models import KEYS, Peer, Target
+from ctnode.config.models import KEYS, LISTS, Peer, Target
 from ctnode.words import ConfigError, Unavailable
 
 pytestmark = pytest.mark.unit
@@ -48,7 +48,12 @@ def test_the_document_loads_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_commented_out_in_the_document_would_load(tmp_path: Path) -> None:
-    text = re.sub(r"^# (\[\[|(?:name|ae_title|host|port|quiet_s|send) = )", r"\1", document(), flags=re.MULTILINE)
+    text = re.sub(
+        r"^# (\[\[|(?:name|ae_title|host|port|quiet_s|send|to|project|key_file) = )",
+        r"\1",
+        document(),
+        flags=re.MULTILINE,
+    )
     loaded = from_text(tmp_path, text).config
     assert [peer.name for peer in loaded.peers] == ["ct1"]
     assert [target.name for target in loaded.targets] == ["pacs"]
@@ -63,7 +68,7 @@ def test_every_key_has_a_meaning_in_one_line() -> None:
 
 
 def test_every_key_but_those_of_lists_has_a_default() -> None:
-    assert all(not field.is_required() for key, field in KEYS.items() if key.split(".")[0] not in {"peers", "targets"})
+    assert all(not field.is_required() for key, field in KEYS.items() if key.split(".")[0] not in LISTS)
     Config()
 
 
