@@ -209,6 +209,9 @@ class Outputs(Section):
         (-1000.0, 400.0), strict=False, description="HU that become 0 and 1 in ct_norm.npy; values beyond are cut"
     )
     array_mean: FiniteFloat = Field(0.25, description="subtracted from the values of ct_norm.npy at the end")
+    descriptions: bool = Field(
+        default=False, description="descriptions of study, series and protocol in ct.json; they may name the patient"
+    )
 
     @field_validator("array_clip_hu")
     @classmethod
@@ -335,7 +338,7 @@ RELOADABLE: Final = frozenset(
         "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
         "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.seg", "outputs.sr", "outputs.window",
-        "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean",
+        "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean", "outputs.descriptions",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
         "log.level", "peers", "targets", "routing.match", "routes", "deidentification",

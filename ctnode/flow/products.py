@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ctnode.config import Outputs, Pipeline
@@ -65,6 +66,7 @@ def write_products(run: Run, volume: Volume) -> Products:
         with run.step("write"):
             beside.begin(Stage.LUNGS, case)
             run.outputs.extend(path.name for path in beside.finish())
+    issues.extend(_remarks(case))
     return Products(status, reasons, grid, tuple(issues))
 
 
@@ -112,6 +114,21 @@ def _lungs(run: Run, case: Case) -> tuple[LungStatus, tuple[str, ...], Case]:
 
         measurements = measure(volume, lungs)
     return lungs.status, lungs.reasons, replace(case, lungs=lungs, measurements=measurements)
+
+
+def _remarks(case: Case) -> Iterator[Issue]:
+    """Yield in what seg.dcm differs from the mask and from its source."""
+    if case.mask is None or case.wanted.seg == "none":
+        return
+    from ctnode.results.objects import has_frame_of_reference
+    from ctnode.results.seg import SAMPLED_BACK, is_mapped
+
+    if not is_mapped(case.volume):
+        text = f"{SAMPLED_BACK}, by the nearest voxels; seg.dcm is not voxel by voxel that of lungs.nii.gz"
+        yield Issue("SEG_SAMPLED_BACK", Severity.INFO, text)
+    if not has_frame_of_reference(case.volume.header):
+        text = "the images have no FrameOfReferenceUID; seg.dcm has one that is derived from their series"
+        yield Issue("FRAME_OF_REFERENCE_DERIVED", Severity.INFO, text)
 
 
 def target_grid(grid: Grid, settings: Pipeline) -> Grid:

@@ -44,6 +44,7 @@ _TYPE_3: Final = (
     "DeidentificationMethodCodeSequence",
     "TimezoneOffsetFromUTC",
 )
+_METHODS: Final = frozenset({"DeidentificationMethod", "DeidentificationMethodCodeSequence"})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -78,6 +79,9 @@ def patient_and_study(header: Dataset, study: str) -> Dataset:
             dataset[keyword] = header[keyword]
         else:
             setattr(dataset, keyword, None)
+    # PS3.3 C.7.1.1 wants a method where an identity was removed; many sources leave it out.
+    if dataset.get("PatientIdentityRemoved") == "YES" and not _METHODS & {element.keyword for element in dataset}:
+        dataset.DeidentificationMethod = "Not stated by the source"
     # Data sets without UIDs are grouped under a name that is none; their report still needs a valid one.
     named = study if UID(study).is_valid else derived_uid("study", study)
     dataset.StudyInstanceUID = readable(header, "StudyInstanceUID") or named
@@ -91,8 +95,15 @@ def _is_filled(header: Dataset, keyword: str) -> bool:
 
 def frame_of_reference(header: Dataset, origin: Origin) -> str:
     """Return that of the source, or one that depends on its series where the source has none."""
+    if has_frame_of_reference(header):
+        return str(header.FrameOfReferenceUID)
+    return derived_uid("frame", origin.study, origin.series)
+
+
+def has_frame_of_reference(header: Dataset) -> bool:
+    """Return whether the source says in which frame of reference it lies."""
     found = readable(header, "FrameOfReferenceUID")
-    return str(found) if found and UID(str(found)).is_valid else derived_uid("frame", origin.study, origin.series)
+    return bool(found) and UID(str(found)).is_valid
 
 
 def code(value: str, scheme: str, meaning: str) -> Dataset:

@@ -39,6 +39,8 @@ _ROWS: Final = (
     ("haa_pct", CodedConcept("HAA", OWN_SCHEME, "Share of voxels from -600 to -250 HU"), _PERCENT, None),
     ("mass_g", CodedConcept("118538004", "SCT", "Mass"), CodedConcept("g", "UCUM", "gram"), None),
 )
+_REASON: Final = CodedConcept("REASON", OWN_SCHEME, "Reason for the quality of the lung mask")
+_WARNING: Final = CodedConcept("WARNING", OWN_SCHEME, "What the numbers depend on")
 _SIDES: Final = (("right", 1, "3341006", "Right lung"), ("left", 2, "44029006", "Left lung"))
 
 
@@ -104,6 +106,13 @@ def _report(volume: Volume, measurements: Measurements, origin: Origin, segmenta
                 qualitative_evaluations=[_status(measurements.status)],
             )
         )
+        # A code's meaning has room for 64 characters; templates are extensible, and text says all.
+        for concept, texts in ((_REASON, measurements.reasons), (_WARNING, measurements.warnings)):
+            for text in texts:
+                readable_text = text.encode("ascii", "replace").decode("ascii")
+                groups[-1][0].ContentSequence.append(
+                    sr.TextContentItem(concept, readable_text, sr.RelationshipTypeValues.CONTAINS)
+                )
     device = sr.DeviceObserverIdentifyingAttributes(
         uid=derived_uid("device", __version__), name="ctnode", manufacturer_name="ctnode", model_name="ctnode"
     )
