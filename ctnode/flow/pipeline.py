@@ -129,7 +129,9 @@ class _Run(Run):
         with self.step("write"):
             # First, for the side-car tells the digests of the files as they are published.
             name_predecessors(self.job.out, self.outputs, self.job.revision)
-            write_json(self.path("ct.json"), self._sidecar(volume, products, sources))
+            # Before its own name is among the outputs: it cannot hold its own digest.
+            sidecar = self._sidecar(volume, products, sources)
+            write_json(self.path("ct.json"), sidecar)
             self._sync()
         issues = (*volume.issues, *products.issues)
         return self._report(volume.status, issues, products.lungs, products.reasons)
