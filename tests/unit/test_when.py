@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ctnode.config import Route, Routing
@@ -46,6 +46,8 @@ def test_what_is_printed_is_parsed_to_the_same_tree(expression: Expression) -> N
     assert parse(show(expression)) == expression
 
 
+@example("\x1f")
+@example("\xa0x")
 @given(st.text(max_size=60))
 def test_any_text_is_an_expression_or_an_error_with_its_place(text: str) -> None:
     place = 0

@@ -24,6 +24,8 @@ DEPTH_LIMIT: Final = 50
 LENGTH_LIMIT: Final = 4000
 COMPARISONS: Final = ("==", "!=", "<=", ">=", "<", ">", "contains", "like", "in")
 _WORDS: Final = frozenset({"and", "or", "not", "has", "in", "contains", "like", "true", "false"})
+# What the pattern below skips; Python strips more than that.
+_SPACE: Final = " \t\n\r\f\v"
 _TOKEN: Final = re.compile(
     r"""\s*(?:
         (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
@@ -107,7 +109,7 @@ def _tokens(source: str) -> Iterator[_Token]:
     while True:
         found = _TOKEN.match(source, position)
         if found is None:
-            at = position + len(source[position:]) - len(source[position:].lstrip())
+            at = position + len(source[position:]) - len(source[position:].lstrip(_SPACE))
             what = "this text has no end" if source[at] in "\"'" else f"{source[at]!r} is no part of the language"
             raise WhenError(what, source, at)
         kind = str(found.lastgroup)
