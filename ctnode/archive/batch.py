@@ -140,6 +140,7 @@ class Batch:
     def _write_revision(self, series_id: int, revision: OpenRevision) -> None:
         last_arrival, quiet_s = revision.last_arrival, revision.quiet_s
         self.database.execute(
-            "UPDATE revisions SET last_arrival = ?, quiet_s = ?, deadline = ? WHERE series_id = ? AND n = ?",
-            (last_arrival, quiet_s, last_arrival + quiet_s, series_id, revision.n),
+            "UPDATE revisions SET last_arrival = ?, renewed_at = ?, quiet_s = ?, deadline = ?"
+            " WHERE series_id = ? AND n = ?",
+            (last_arrival, last_arrival, quiet_s, last_arrival + quiet_s, series_id, revision.n),
         )

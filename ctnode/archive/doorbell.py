@@ -63,13 +63,24 @@ def open_doorbell(run_directory: Path) -> socket.socket:
     OSError
         If the folder does not take a socket.
     """
+    return bind_datagrams(run_directory, SOCKET_NAME)
+
+
+def bind_datagrams(run_directory: Path, name: str) -> socket.socket:
+    """Bind a datagram socket below the folder and return it, non-blocking.
+
+    Raises
+    ------
+    OSError
+        If the folder does not take a socket.
+    """
     directory = os.open(run_directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # What lies there belonged to a keeper that died: the lock says so.
-        (run_directory / SOCKET_NAME).unlink(missing_ok=True)
+        # What lies there belonged to a process that died: the lock of the caller says so.
+        (run_directory / name).unlink(missing_ok=True)
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            bell.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+            bell.bind(f"/proc/self/fd/{directory}/{name}")
         except OSError:
             bell.close()
             raise

@@ -27,12 +27,12 @@ ELEMENT_LIMIT: Final = 500_000
 VALUE_LIMIT_BYTES: Final = 4096
 INFLATE_LIMIT_BYTES: Final = 4 << 20
 
-_UNDEFINED: Final = 0xFFFFFFFF
-_HEADER_BYTES: Final = 8
+UNDEFINED: Final = 0xFFFFFFFF
+HEADER_BYTES: Final = 8
 _TOO_MANY: Final = f"more than {ELEMENT_LIMIT} elements before the pixels"
-_ITEM: Final = 0xFFFEE000
-_ITEM_END: Final = 0xFFFEE00D
-_SEQUENCE_END: Final = 0xFFFEE0DD
+ITEM: Final = 0xFFFEE000
+ITEM_END: Final = 0xFFFEE00D
+SEQUENCE_END: Final = 0xFFFEE0DD
 _LONG_VRS: Final = frozenset(
     {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 )
@@ -42,7 +42,7 @@ class ShortBuffer(BadInstance):
     """The buffer ends before the wanted elements do; a longer one may hold them."""
 
 
-class _Syntax:
+class Syntax:
     """How element headers are laid out in one encoding."""
 
     __slots__ = ("big", "explicit", "header", "length16", "length32", "tag")
@@ -65,12 +65,13 @@ _PLAIN_VRS: Final = frozenset(
 )  # fmt: skip
 
 
-_EXPLICIT_LITTLE = _Syntax(explicit=True, big=False)
-_EXPLICIT_BIG = _Syntax(explicit=True, big=True)
-_IMPLICIT = _Syntax(explicit=False, big=False)
+_EXPLICIT_LITTLE = Syntax(explicit=True, big=False)
+_EXPLICIT_BIG = Syntax(explicit=True, big=True)
+_IMPLICIT = Syntax(explicit=False, big=False)
 
 
-def _syntax_of(transfer_syntax: str) -> _Syntax:
+def syntax_of(transfer_syntax: str) -> Syntax:
+    """Return the layout of a transfer syntax."""
     if transfer_syntax == IMPLICIT_LITTLE:
         return _IMPLICIT
     return _EXPLICIT_BIG if transfer_syntax == EXPLICIT_BIG else _EXPLICIT_LITTLE
@@ -112,19 +113,19 @@ def scan(
     BadInstance
         If the bytes are no data set.
     """
-    syntax = _syntax_of(transfer_syntax)
+    syntax = syntax_of(transfer_syntax)
     header = syntax.header
     found: dict[int, bytes] = {}
     last = max(wanted)
     position, end, previous = start, len(data), -1
     left = ELEMENT_LIMIT
-    while end - position >= _HEADER_BYTES:
+    while end - position >= HEADER_BYTES:
         left -= 1
         group, number, vr, length = header(data, position)
         tag = group << 16 | number
-        value = position + _HEADER_BYTES
+        value = position + HEADER_BYTES
         if vr not in _PLAIN_VRS:
-            tag, length, value = _element(data, position, syntax)
+            tag, length, value = element_at(data, position, syntax)
         if tag > last or group >= PIXEL_GROUP:
             return found
         if tag <= previous:
@@ -132,12 +133,14 @@ def scan(
         if left < 0:
             raise BadInstance(_TOO_MANY)
         previous = tag
-        if length == _UNDEFINED:
+        if length == UNDEFINED:
             try:
-                unknown = _is_unknown(data, position, syntax)
-                position, left = _skip_undefined(data, value, syntax, left, unknown=unknown)
+                unknown = is_unknown(data, position, syntax)
+                position, left = skip_undefined(data, value, syntax, left, unknown=unknown)
             except ShortBuffer:
                 return _ended(found, whole=whole)
+            if tag in wanted:
+                found[tag] = bytes(data[value : min(position, value + VALUE_LIMIT_BYTES)])
             continue
         position = value + length
         if position > end:
@@ -160,7 +163,7 @@ def _ended(found: dict[int, bytes], *, whole: bool) -> dict[int, bytes]:
     raise ShortBuffer("the data set ends before its UIDs")
 
 
-def _element(data: Buffer, position: int, syntax: _Syntax) -> tuple[int, int, int]:
+def element_at(data: Buffer, position: int, syntax: Syntax) -> tuple[int, int, int]:
     """Return tag, length and position of the value of the element at ``position``."""
     group, element = syntax.tag(data, position)
     tag = group << 16 | element
@@ -176,34 +179,35 @@ def _element(data: Buffer, position: int, syntax: _Syntax) -> tuple[int, int, in
     return tag, syntax.length32(data, position + 4)[0], position + 8
 
 
-def _is_unknown(data: Buffer, position: int, syntax: _Syntax) -> bool:
+def is_unknown(data: Buffer, position: int, syntax: Syntax) -> bool:
+    """Return whether the element at ``position`` has the VR UN."""
     return syntax.explicit and bytes(data[position + 4 : position + 6]) == b"UN"
 
 
-def _skip_undefined(data: Buffer, position: int, syntax: _Syntax, left: int, *, unknown: bool) -> tuple[int, int]:
+def skip_undefined(data: Buffer, position: int, syntax: Syntax, left: int, *, unknown: bool) -> tuple[int, int]:
     """Return the position behind a value of undefined length, and how many elements may follow.
 
     The stack holds, for each open level, its encoding and whether it is an item (else a sequence). UN of undefined
     length is encoded implicitly inside (PS3.5 6.2.2, note 4 there).
     """
-    stack: list[tuple[_Syntax, bool]] = [(_IMPLICIT if unknown else syntax, False)]
+    stack: list[tuple[Syntax, bool]] = [(_IMPLICIT if unknown else syntax, False)]
     end = len(data)
     while stack:
         if end - position < 8:
             raise ShortBuffer("the data set ends inside a sequence")
         left = _count_down(left)
         inner, is_item = stack[-1]
-        tag, length, value = _element(data, position, inner)
-        if tag in (_ITEM_END, _SEQUENCE_END):
-            if (tag == _ITEM_END) != is_item:
+        tag, length, value = element_at(data, position, inner)
+        if tag in (ITEM_END, SEQUENCE_END):
+            if (tag == ITEM_END) != is_item:
                 raise BadInstance("sequence delimiters do not match")
             stack.pop()
             position = value
-        elif length == _UNDEFINED:
+        elif length == UNDEFINED:
             if len(stack) >= DEPTH_LIMIT:
                 raise BadInstance(f"sequences are nested deeper than {DEPTH_LIMIT}")
-            below = _IMPLICIT if tag != _ITEM and _is_unknown(data, position, inner) else inner
-            stack.append((below, tag == _ITEM))
+            below = _IMPLICIT if tag != ITEM and is_unknown(data, position, inner) else inner
+            stack.append((below, tag == ITEM))
             position = value
         else:
             if value + length > end:

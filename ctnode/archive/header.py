@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ UID_TAGS: Final = frozenset({SOP_CLASS, SOP_INSTANCE, STUDY, SERIES})
 _IMAGE_TYPE: Final = 0x00080008
 _MODALITY: Final = 0x00080060
 _MANUFACTURER: Final = 0x00080070
+_MODEL: Final = 0x00081090
+_CONTRIBUTING: Final = 0x0018A001
 _PATIENT_NAME: Final = 0x00100010
 _PATIENT_ID: Final = 0x00100020
 _PATIENT_ISSUER: Final = 0x00100021
@@ -34,7 +37,8 @@ _FRAMES: Final = 0x00280008
 _ROWS: Final = 0x00280010
 _COLUMNS: Final = 0x00280011
 _INDEXED: Final = UID_TAGS | {
-    _IMAGE_TYPE, _MODALITY, _MANUFACTURER, _PATIENT_NAME, _PATIENT_ID, _PATIENT_ISSUER, _PATIENT_BIRTH,
+    _IMAGE_TYPE, _MODALITY, _MANUFACTURER, _MODEL, _CONTRIBUTING, _PATIENT_NAME,
+    _PATIENT_ID, _PATIENT_ISSUER, _PATIENT_BIRTH,
     _INSTANCE_NUMBER, _POSITION, _ORIENTATION, _FRAME_OF_REFERENCE, _FRAMES, _ROWS, _COLUMNS,
 }  # fmt: skip
 
@@ -44,6 +48,8 @@ _META_ELEMENT: Final = struct.Struct("<HH2sH").unpack_from
 _LENGTH32: Final = struct.Struct("<L").unpack_from
 _LONG_META_VRS: Final = frozenset({b"OB", b"OW", b"UN", b"UR", b"UT"})
 MANUFACTURER: Final = "ctnode"
+# The name as a value of its own inside the equipment that contributed, in whatever encoding.
+_NAMED: Final = re.compile(rb"(?<![a-z0-9])ctnode(?![a-z0-9])", re.IGNORECASE)
 _META_LIMIT_BYTES: Final = 1 << 16
 # Nearly every header ends within this; a read of so much costs less than a mapping.
 _FIRST_LOOK_BYTES: Final = 1 << 14
@@ -221,8 +227,14 @@ def _header(view: elements.Buffer, size: int, *, whole: bool) -> Header:
         instance_number=_integer(found.get(_INSTANCE_NUMBER, b"")),
         position_mm=_position_mm(found),
         is_localizer="LOCALIZER" in text(found.get(_IMAGE_TYPE, b"")).upper().split("\\"),
-        is_own_result=text(found.get(_MANUFACTURER, b"")).lower() == MANUFACTURER,
+        is_own_result=is_own(found),
     )
+
+
+def is_own(found: dict[int, bytes]) -> bool:
+    """Return whether a ctnode made it: each of the marks is enough, since a PACS may coerce the others."""
+    named = any(text(found.get(tag, b"")).lower() == MANUFACTURER for tag in (_MANUFACTURER, _MODEL))
+    return named or _NAMED.search(found.get(_CONTRIBUTING, b"")) is not None
 
 
 def _meta(view: elements.Buffer, *, whole: bool) -> Meta:

@@ -25,6 +25,8 @@ from ctnode.words import (
     next_state,
 )
 
+# The kind of a job that asks a peer what it holds of a series.
+ASK: Final = "ask"
 LEASE_S: Final = 60.0
 MAX_FAILURES: Final = 3
 MAX_INTERRUPTIONS: Final = 10
@@ -33,6 +35,8 @@ MAX_RETRY_S: Final = 600.0
 
 # Only with these very conditions does the planner take the partial index.
 _OPEN: Final = "state IN ('QUEUED', 'RUNNING', 'RETRY')"
+# Questions to peers are the affair of another role and move no revision (see ``archive.asks``).
+_WORK: Final = f"{_OPEN} AND kind <> 'ask'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +74,20 @@ def retry_after_s(times: int, *, first_s: float = FIRST_RETRY_S, longest_s: floa
 
 
 def claim(database: Database, owner: str) -> Lease | None:
-    """Take the oldest job that is due, and move its revision to PROCESSING."""
+    """Take the oldest job of the highest priority that is due, and move its revision to PROCESSING."""
     now = time.time()
     if not _anything_due(database, now):
         return None
     with database.immediate():
         _release_lost(database, now)
         database.execute(
-            f"UPDATE jobs SET state = 'QUEUED' WHERE {_OPEN} AND state = 'RETRY' AND due_at <= ?",
+            f"UPDATE jobs SET state = 'QUEUED' WHERE {_WORK} AND state = 'RETRY' AND due_at <= ?",
             (now,),
         )
         row = database.execute(
             "UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, owner = ?, lease_until = ?, started_at = ?,"
-            f" ended_at = NULL WHERE id = (SELECT id FROM jobs WHERE {_OPEN} AND state = 'QUEUED' AND due_at <= ?"
-            " ORDER BY due_at, id LIMIT 1) RETURNING id, revision_id, attempt",
+            f" ended_at = NULL WHERE id = (SELECT id FROM jobs WHERE {_WORK} AND state = 'QUEUED' AND due_at <= ?"
+            " ORDER BY priority DESC, due_at, id LIMIT 1) RETURNING id, revision_id, attempt",
             (owner, now + LEASE_S, now, now),
         ).fetchone()
         if row is None:
@@ -99,7 +103,7 @@ def claim(database: Database, owner: str) -> Lease | None:
 def _anything_due(database: Database, now: float) -> bool:
     return (
         database.execute(
-            f"SELECT 1 FROM jobs WHERE {_OPEN}"
+            f"SELECT 1 FROM jobs WHERE {_WORK}"
             " AND (CASE state WHEN 'RUNNING' THEN lease_until ELSE due_at END) <= ? LIMIT 1",
             (now,),
         ).fetchone()
@@ -110,7 +114,7 @@ def _anything_due(database: Database, now: float) -> bool:
 def _release_lost(database: Database, now: float) -> None:
     """Give back the jobs whose worker died: their lease has run out."""
     lost = database.execute(
-        f"SELECT id, revision_id, attempt, interruptions FROM jobs WHERE {_OPEN}"
+        f"SELECT id, revision_id, attempt, interruptions FROM jobs WHERE {_WORK}"
         " AND state = 'RUNNING' AND lease_until <= ?",
         (now,),
     ).fetchall()
@@ -125,7 +129,7 @@ def _release_lost(database: Database, now: float) -> None:
 def release_interrupted(database: Database, owner: str) -> None:
     """Give back at once what a dead process of this name still holds, instead of waiting for its lease."""
     with database.immediate():
-        database.execute(f"UPDATE jobs SET lease_until = 0 WHERE {_OPEN} AND state = 'RUNNING' AND owner = ?", (owner,))
+        database.execute(f"UPDATE jobs SET lease_until = 0 WHERE {_WORK} AND state = 'RUNNING' AND owner = ?", (owner,))
         _release_lost(database, time.time())
 
 
@@ -207,11 +211,12 @@ def give_back(database: Database, lease: Lease, reason: str, *, wait_s: float = 
 def cancel(database: Database, job_id: int) -> None:
     """Cancel a job by hand; its series stays stored."""
     with database.immediate():
-        row = database.execute("SELECT revision_id FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        row = database.execute("SELECT revision_id, kind FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None:
             raise NotFound(f"no job {job_id}")
         _move_job(database, job_id, JobEvent.CANCEL, "ended_at = ?, message = 'cancelled by the operator'", time.time())
-        keep(database, get(database, row[0]), "cancelled by the operator")
+        if row[1] != ASK:
+            keep(database, get(database, row[0]), "cancelled by the operator")
 
 
 def _end_failed(database: Database, lease: Lease, message: str, *, dead: bool, wait_s: float) -> JobState:

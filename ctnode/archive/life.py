@@ -24,6 +24,8 @@ class Chapter:
         Seconds since 1970 in UTC: when it began, its last instance, and until when it waits or waited.
     verdict, verdict_at, evidence
         Why it counted as complete; ``''``, None and empty as long as it does not.
+    rule, otherwise, awaits
+        The rule that gave the verdict, what would have changed it; what is awaited as long as there is none.
     instances
         How many instances were frozen by the verdict.
     jobs, deliveries
@@ -45,6 +47,9 @@ class Chapter:
     verdict: str
     verdict_at: float | None
     evidence: tuple[str, ...]
+    rule: str
+    otherwise: str
+    awaits: str
     instances: int
     jobs: tuple[jobs.Job, ...]
     volumes: tuple[findings.Finding, ...]
@@ -61,7 +66,7 @@ def chapters(database: Database, layout: Layout, series: catalog.Series) -> tupl
     entries = timeline.read(database, series.id)
     rows = database.rows(
         "SELECT id, n, state, reason, opened_at, last_arrival AS last_arrival_at, deadline, verdict, verdict_at,"
-        " evidence, instances FROM revisions WHERE series_id = ? ORDER BY n",
+        " evidence, rule, otherwise, awaits, instances FROM revisions WHERE series_id = ? ORDER BY n",
         (series.id,),
     )
     found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,38 +11,95 @@ from ctnode.archive import timeline
 from ctnode.archive.database import Database
 from ctnode.words import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, NotFound, next_state
 
-LEASE_S: Final = 600.0
-
-_OPEN: Final = "state IN ('PENDING', 'SENDING', 'RETRY')"
+# Only one process delivers for a root, and it takes back at its start what another left under way.
+LEASE_S: Final = 6 * 3600.0
+# How many objects of a claim may be answered and not yet written down; no sender may run further ahead.
+UNCERTAIN: Final = 128
+# A kind whose files lie below store/ and not below results/, and of which a series has many.
+ORIGINAL: Final = "original"
+OPEN: Final = "state IN ('PENDING', 'SENDING', 'RETRY')"
+# Only with this very condition does the planner take the partial index.
+_WAITING: Final = "state IN ('SENDING', 'RETRY')"
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One object for one destination, as the pipeline hands it over."""
+    """One object for one destination; ``path`` is below store/ for originals, else below the results folder."""
 
     target: str
     kind: str
     path: str
     digest: str
+    # Higher goes first.
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One object on its way to one destination."""
+    """One object on its way to one destination.
+
+    Parameters
+    ----------
+    lane
+        The destination that ``target`` means for this object: another only where the target is the sender.
+    transfers
+        How often the object went out whole, as far as is known; from the second one on it is a repetition.
+    """
 
     id: int
     revision_id: int
+    series_id: int
     target: str
+    lane: str
     kind: str
     path: str
     state: DeliveryState
     attempt: int
+    transfers: int
     due_at: float
     status: int | None
     comment: str
 
 
-_COLUMNS: Final = "id, revision_id, target, kind, path, state, attempt, due_at, status, comment"
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How one attempt ended."""
+
+    attempt: int
+    ended_at: float
+    state: DeliveryState
+    status: int | None
+    comment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the attempt of a claimed delivery ended.
+
+    Parameters
+    ----------
+    event
+        ``SEND``, ``FAIL``, ``DIE`` or ``RELEASE``; what is released was not tried, and is not counted.
+    wait_s
+        Seconds until the next try after ``FAIL``.
+    went_out
+        Whether the whole object went out, with or without an answer.
+    proof_s
+        Seconds until the arrival is to be proved after ``SEND``; None: never.
+    """
+
+    delivery: Delivery
+    event: DeliveryEvent
+    status: int | None = None
+    comment: str = ""
+    wait_s: float = 0.0
+    went_out: bool = False
+    proof_s: float | None = None
+
+
+_COLUMNS: Final = (
+    "id, revision_id, series_id, target, lane, kind, path, state, attempt, transfers, due_at, status, comment"
+)
 
 
 def _record(row: dict[str, object]) -> Delivery:
@@ -53,114 +110,194 @@ def post(database: Database, revision_id: int, parcels: Sequence[Parcel], *, aga
     """Owe parcels, inside the current transaction; what was sent with these very bytes only if ``again``."""
     now = time.time()
     for parcel in parcels:
+        database.execute("INSERT OR IGNORE INTO lanes (name) VALUES (?)", (parcel.target,))
         row = database.execute(
             "SELECT id, state, digest FROM deliveries WHERE revision_id = ? AND target = ? AND path = ?",
             (revision_id, parcel.target, parcel.path),
         ).fetchone()
         if row is None:
             database.insert(
-                "INSERT INTO deliveries (revision_id, target, kind, path, digest, state, due_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (revision_id, parcel.target, parcel.kind, parcel.path, parcel.digest, DeliveryState.PENDING, now),
-            )
+                "INSERT INTO deliveries (revision_id, series_id, target, lane, kind, path, digest, state, due_at,"
+                " posted_at, priority) VALUES (?1, (SELECT series_id FROM revisions WHERE id = ?1), ?2, ?2, ?3, ?4,"
+                " ?5, ?6, ?7, ?7, ?8)",
+                (
+                    revision_id, parcel.target, parcel.kind, parcel.path, parcel.digest, DeliveryState.PENDING, now,
+                    parcel.priority,
+                ),
+            )  # fmt: skip
             continue
         delivery_id, state, digest = row
+        database.execute(
+            "UPDATE deliveries SET priority = max(priority, ?) WHERE id = ?", (parcel.priority, delivery_id)
+        )
         arrived = state in {DeliveryState.SENT, DeliveryState.CONFIRMED} and digest == parcel.digest
         if state != DeliveryState.SENDING and digest != parcel.digest:
-            database.execute("UPDATE deliveries SET digest = ? WHERE id = ?", (parcel.digest, delivery_id))
+            database.execute(
+                "UPDATE deliveries SET digest = ?, transfers = 0 WHERE id = ?", (parcel.digest, delivery_id)
+            )
         if (again or not arrived) and state not in {DeliveryState.PENDING, DeliveryState.SENDING}:
-            _move(database, delivery_id, DeliveryEvent.REQUEUE, "attempt = 0, due_at = ?, comment = ''", now)
+            requeue(database, delivery_id)
 
 
-def targets_due(database: Database) -> tuple[str, ...]:
-    """Return the destinations for which something is due."""
-    return tuple(
-        row[0]
-        for row in database.execute(
-            f"SELECT DISTINCT target FROM deliveries WHERE {_OPEN}"
-            " AND (CASE state WHEN 'SENDING' THEN lease_until ELSE due_at END) <= ?",
-            (time.time(),),
-        )
-    )
+def requeue(database: Database, delivery_id: int, comment: str = "") -> None:
+    """Start anew with a delivery, inside the current transaction."""
+    now = time.time()
+    _move(
+        database, delivery_id, DeliveryEvent.REQUEUE,
+        "attempt = 0, due_at = ?, posted_at = ?, proof_at = NULL, proof_tries = 0, transaction_uid = '', comment = ?",
+        now, now, comment,
+    )  # fmt: skip
 
 
-def claim(database: Database, target: str, owner: str, *, limit: int = 50) -> tuple[Delivery, ...]:
-    """Take what is due for one destination, oldest first."""
+def cancel(database: Database, delivery_id: int, comment: str) -> None:
+    """Give up what waits, inside the current transaction.
+
+    Raises
+    ------
+    WrongState
+        If it is under way, arrived, or given up already.
+    """
+    _move(database, delivery_id, DeliveryEvent.CANCEL, "comment = ?, ended_at = ?", comment, time.time())
+
+
+def take_back(database: Database) -> int:
+    """Give back what a process that died had under way; returns how many of it may have arrived.
+
+    Objects go out in the order of their claim, and what was answered is written down soon after: only the first
+    ``UNCERTAIN`` of what is left of a claim can have gone out. The others were not tried.
+    """
+    claims: dict[tuple[str, float], list[int]] = {}
+    for delivery_id, lane, lease_until in database.execute(
+        "SELECT id, lane, lease_until FROM deliveries WHERE state = 'SENDING' ORDER BY priority DESC, id"
+    ):
+        claims.setdefault((lane, lease_until), []).append(delivery_id)
     now = time.time()
     with database.immediate():
-        for delivery_id, revision_id, attempt in database.execute(
-            f"SELECT id, revision_id, attempt FROM deliveries WHERE {_OPEN} AND target = ?"
-            " AND state = 'SENDING' AND lease_until <= ?",
-            (target, now),
-        ).fetchall():
-            words = f"attempt {attempt} was cut short"
-            event = DeliveryEvent.CANCEL if _is_superseded(database, revision_id) else DeliveryEvent.FAIL
-            _move(database, delivery_id, event, "due_at = ?, comment = ?", now, words)
+        for delivery_ids in claims.values():
+            for delivery_id in delivery_ids[:UNCERTAIN]:
+                _cut_short(database, get(database, delivery_id), now)
+            for delivery_id in delivery_ids[UNCERTAIN:]:
+                _settle(database, Ending(get(database, delivery_id), DeliveryEvent.RELEASE), now)
+    return sum(min(UNCERTAIN, len(delivery_ids)) for delivery_ids in claims.values())
+
+
+def _cut_short(database: Database, delivery: Delivery, now: float) -> None:
+    words = f"attempt {delivery.attempt} was cut short; it may have arrived"
+    _settle(database, Ending(delivery, DeliveryEvent.FAIL, comment=words, went_out=True), now)
+
+
+def claim(
+    database: Database, lane: str, owner: str, *, limit: int = 50, not_series: Collection[int] = ()
+) -> tuple[Delivery, ...]:
+    """Take what is due for one destination, the most urgent and oldest first.
+
+    Parameters
+    ----------
+    database, lane, owner
+        The index, the destination, and who takes it.
+    limit
+        The most that is taken.
+    not_series
+        Series of which another association has objects: one series goes over one at a time, so that it keeps its order.
+    """
+    now = time.time()
+    busy = list(not_series)
+    with database.immediate():
         for (delivery_id,) in database.execute(
-            f"SELECT id FROM deliveries WHERE {_OPEN} AND target = ? AND state = 'RETRY' AND due_at <= ?", (target, now)
+            f"SELECT id FROM deliveries WHERE {_WAITING} AND lane = ? AND state = 'SENDING' AND lease_until <= ?",
+            (lane, now),
+        ).fetchall():
+            _cut_short(database, get(database, delivery_id), now)
+        for (delivery_id,) in database.execute(
+            f"SELECT id FROM deliveries WHERE {_WAITING} AND lane = ? AND state = 'RETRY' AND due_at <= ? LIMIT ?",
+            (lane, now, limit),
         ).fetchall():
             _move(database, delivery_id, DeliveryEvent.COME_DUE, "comment = comment")
+        marks = ", ".join("?" * len(busy))
         ids = [
             row[0]
             for row in database.execute(
-                f"SELECT id FROM deliveries WHERE {_OPEN} AND target = ? AND state = 'PENDING' ORDER BY id LIMIT ?",
-                (target, limit),
+                f"SELECT id FROM deliveries WHERE state = 'PENDING' AND lane = ? AND series_id NOT IN ({marks})"
+                " ORDER BY priority DESC, id LIMIT ?",
+                (lane, *busy, limit),
             )
         ]
         for delivery_id in ids:
             assignments = "attempt = attempt + 1, owner = ?, lease_until = ?"
             _move(database, delivery_id, DeliveryEvent.CLAIM, assignments, owner, now + LEASE_S)
-    return tuple(get(database, delivery_id) for delivery_id in ids)
+        return tuple(get(database, delivery_id) for delivery_id in ids)
 
 
 def get(database: Database, delivery_id: int) -> Delivery:
     """Return a delivery by id."""
     row = database.row(f"SELECT {_COLUMNS} FROM deliveries WHERE id = ?", (delivery_id,))
     if row is None:
-        raise NotFound(f"no delivery {delivery_id}")
+        raise NotFound(f"no delivery {delivery_id}", hint="`ctnode deliveries list` shows them")
     return _record(row)
 
 
 def sent(database: Database, delivery: Delivery, status: int, comment: str) -> None:
     """Write down that the destination took the object."""
-    _end(database, delivery, DeliveryEvent.SEND, status, comment, f"sent to {delivery.target}")
+    settle(database, [Ending(delivery, DeliveryEvent.SEND, status, comment, went_out=True)])
 
 
 def failed(database: Database, delivery: Delivery, status: int | None, comment: str, *, wait_s: float | None) -> None:
     """Write down a failed attempt; ``wait_s`` None means that trying again is in vain."""
-    if wait_s is None:
-        _end(database, delivery, DeliveryEvent.DIE, status, comment, f"given up for {delivery.target}: {comment}")
-    else:
-        words = f"attempt {delivery.attempt} for {delivery.target}: {comment}; again in {wait_s:.0f} s"
-        _end(database, delivery, DeliveryEvent.FAIL, status, comment, words, due_at=time.time() + wait_s)
+    event = DeliveryEvent.DIE if wait_s is None else DeliveryEvent.FAIL
+    settle(database, [Ending(delivery, event, status, comment, wait_s=wait_s or 0.0)])
 
 
-def _end(
-    database: Database,
-    delivery: Delivery,
-    event: DeliveryEvent,
-    status: int | None,
-    comment: str,
-    words: str,
-    *,
-    due_at: float | None = None,
-) -> None:
+def settle(database: Database, endings: Sequence[Ending]) -> None:
+    """Write down how attempts ended, all in one transaction; what is no longer held is left as it is."""
+    now = time.time()
     with database.immediate():
-        now = time.time()
-        current = get(database, delivery.id)
-        if current.state is not DeliveryState.SENDING or current.attempt != delivery.attempt:
-            return
-        if event is DeliveryEvent.FAIL and _is_superseded(database, delivery.revision_id):
-            event = DeliveryEvent.CANCEL
-        _move(
-            database, delivery.id, event, "status = ?, comment = ?, due_at = coalesce(?, due_at), ended_at = ?",
-            status, comment, due_at, now,
-        )  # fmt: skip
-        series_id, n = database.execute(
-            "SELECT series_id, n FROM revisions WHERE id = ?", (delivery.revision_id,)
-        ).fetchone()
-        coded = words if status is None else f"{words} (status {status:04X}H)"
-        timeline.note(database, series_id, n, "delivery", f"{delivery.path}: {coded}", at=now)
+        for ending in endings:
+            current = get(database, ending.delivery.id)
+            if current.state is DeliveryState.SENDING and current.attempt == ending.delivery.attempt:
+                _settle(database, ending, now)
+
+
+def _settle(database: Database, ending: Ending, now: float) -> None:
+    delivery, event = ending.delivery, ending.event
+    is_superseded = _is_superseded(database, delivery.revision_id)
+    if event is DeliveryEvent.RELEASE and not is_superseded:
+        _move(database, delivery.id, event, "attempt = attempt - 1")
+        return
+    if event in {DeliveryEvent.FAIL, DeliveryEvent.RELEASE} and is_superseded:
+        event = DeliveryEvent.CANCEL
+    comment = ending.comment
+    if event is DeliveryEvent.SEND and delivery.transfers:
+        comment = f"sent again: an earlier transfer arrived or may have{f'; {comment}' if comment else ''}"
+        database.count("deliveries.repeated")
+    proof_at = None if ending.proof_s is None else now + ending.proof_s
+    state = _move(
+        database, delivery.id, event,
+        "status = ?, comment = ?, due_at = ?, ended_at = ?, transfers = transfers + ?, proof_at = ?,"
+        " proof_tries = 0, transaction_uid = ''",
+        ending.status, comment, now + ending.wait_s, now, ending.went_out, proof_at,
+    )  # fmt: skip
+    database.insert(
+        "INSERT INTO delivery_attempts (delivery_id, attempt, ended_at, state, status, comment)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (delivery.id, delivery.attempt, now, state, ending.status, comment),
+    )
+    if delivery.kind != ORIGINAL or event is DeliveryEvent.DIE:
+        _note(database, delivery, _words(ending, event, comment), ending.status, now)
+
+
+def _words(ending: Ending, event: DeliveryEvent, comment: str) -> str:
+    delivery = ending.delivery
+    if event is DeliveryEvent.SEND:
+        return f"sent to {delivery.target}" + (f": {comment}" if delivery.transfers else "")
+    if event is DeliveryEvent.DIE:
+        return f"given up for {delivery.target}: {comment}"
+    return f"attempt {delivery.attempt} for {delivery.target}: {comment}; again in {ending.wait_s:.0f} s"
+
+
+def _note(database: Database, delivery: Delivery, words: str, status: int | None, now: float) -> None:
+    (n,) = database.execute("SELECT n FROM revisions WHERE id = ?", (delivery.revision_id,)).fetchone()
+    coded = words if status is None else f"{words} (status {status:04X}H)"
+    timeline.note(database, delivery.series_id, n, "delivery", f"{delivery.path}: {coded}", at=now)
 
 
 def _is_superseded(database: Database, revision_id: int) -> bool:
@@ -170,18 +307,48 @@ def _is_superseded(database: Database, revision_id: int) -> bool:
     )
 
 
-def _move(database: Database, delivery_id: int, event: DeliveryEvent, assignments: str, *values: object) -> None:
+def _move(database: Database, delivery_id: int, event: DeliveryEvent, assignments: str, *values: object) -> str:
     (state,) = database.execute("SELECT state FROM deliveries WHERE id = ?", (delivery_id,)).fetchone()
     after = next_state(DELIVERY_TRANSITIONS, DeliveryState(state), event)
     database.execute(f"UPDATE deliveries SET state = ?, {assignments} WHERE id = ?", (after, *values, delivery_id))
+    return str(after)
+
+
+def confirm(database: Database, delivery_id: int, comment: str) -> None:
+    """Write down that the destination has the object, inside the current transaction."""
+    assignments = "comment = ?, proof_at = NULL, transaction_uid = ''"
+    _move(database, delivery_id, DeliveryEvent.CONFIRM, assignments, comment)
+    delivery = get(database, delivery_id)
+    if delivery.kind != ORIGINAL:
+        _note(database, delivery, f"confirmed by {delivery.target}: {comment}", None, time.time())
 
 
 def of_series(database: Database, series_id: int) -> tuple[Delivery, ...]:
     """Return the deliveries of a series, oldest first."""
-    columns = ", ".join(f"deliveries.{name}" for name in _COLUMNS.split(", "))
+    rows = database.rows(f"SELECT {_COLUMNS} FROM deliveries WHERE series_id = ? ORDER BY id", (series_id,))
+    return tuple(_record(row) for row in rows)
+
+
+def listed(
+    database: Database, *, target: str | None = None, state: str | None = None, after: int = 0, limit: int = 100
+) -> tuple[Delivery, ...]:
+    """Return deliveries by id, for one page of a list."""
+    conditions, values = ["id > ?"], [after]
+    for column, value in (("target", target), ("state", state)):
+        if value is not None:
+            conditions.append(f"{column} = ?")
+            values.append(value)  # type: ignore[arg-type]
     rows = database.rows(
-        f"SELECT {columns} FROM deliveries JOIN revisions ON revisions.id = deliveries.revision_id"
-        " WHERE revisions.series_id = ? ORDER BY deliveries.id",
-        (series_id,),
+        f"SELECT {_COLUMNS} FROM deliveries WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?", (*values, limit)
     )
     return tuple(_record(row) for row in rows)
+
+
+def attempts(database: Database, delivery_id: int) -> tuple[Attempt, ...]:
+    """Return the attempts of a delivery, oldest first."""
+    rows = database.rows(
+        "SELECT attempt, ended_at, state, status, comment FROM delivery_attempts WHERE delivery_id = ?"
+        " ORDER BY ended_at, attempt",
+        (delivery_id,),
+    )
+    return tuple(Attempt(**{**row, "state": DeliveryState(row["state"])}) for row in rows)

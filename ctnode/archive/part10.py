@@ -22,7 +22,7 @@ class Opened:
     Parameters
     ----------
     door
-        ``network``, ``import`` or ``inbox``.
+        ``network``, ``get``, ``import`` or ``inbox``.
     calling_ae, called_ae
         AE titles; empty for files.
     peer_address, own_address

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ctnode.archive import timeline
+from ctnode.archive import evidence, timeline
 from ctnode.archive.database import Database
 from ctnode.words import (
     DELIVERY_TRANSITIONS,
@@ -17,6 +17,8 @@ from ctnode.words import (
     STUDY_TRANSITIONS,
     DeliveryEvent,
     DeliveryState,
+    Evidence,
+    EvidenceKind,
     JobEvent,
     JobState,
     NotFound,
@@ -46,11 +48,16 @@ class Revision:
     deadline: float
     verdict: str
     verdict_at: float | None
+    renewed_at: float
+    awaits: str
 
 
 # The planner takes the partial index only for the very condition it was made with.
 _WAITING: Final = "state IN ('RECEIVING', 'COMPLETE')"
-_COLUMNS: Final = "id, series_id, n, state, opened_at, last_arrival, quiet_s, deadline, verdict, verdict_at"
+_COLUMNS: Final = (
+    "id, series_id, n, state, opened_at, last_arrival, quiet_s, deadline, verdict, verdict_at,"
+    " coalesce(renewed_at, opened_at) AS renewed_at, awaits"
+)
 
 
 def _record(row: dict[str, object]) -> Revision:
@@ -102,7 +109,15 @@ def move(database: Database, revision_id: int, event: RevisionEvent, *, reason: 
     return state
 
 
-def complete(database: Database, revision: Revision, verdict: Verdict, evidence: Sequence[str]) -> None:
+def complete(
+    database: Database,
+    revision: Revision,
+    verdict: Verdict,
+    reasons: Sequence[str],
+    *,
+    rule: str = "",
+    otherwise: str = "",
+) -> None:
     """Give a revision its verdict and freeze its instances, inside the current transaction."""
     now = time.time()
     ids = [
@@ -110,17 +125,20 @@ def complete(database: Database, revision: Revision, verdict: Verdict, evidence:
         for row in database.execute("SELECT id FROM instances WHERE series_id = ? ORDER BY id", (revision.series_id,))
     ]
     database.execute(
-        "UPDATE revisions SET state = ?, verdict = ?, verdict_at = ?, evidence = ?, instances = ? WHERE id = ?",
+        "UPDATE revisions SET state = ?, verdict = ?, verdict_at = ?, evidence = ?, instances = ?,"
+        " rule = ?, otherwise = ?, awaits = '' WHERE id = ?",
         (
             next_state(REVISION_TRANSITIONS, revision.state, RevisionEvent.COMPLETE),
             verdict,
             now,
-            json.dumps(list(evidence)),
+            json.dumps(list(reasons)),
             json.dumps(ids),
+            rule,
+            otherwise,
             revision.id,
         ),
     )
-    words = f"{verdict} with {len(ids)} instances: {'; '.join(evidence)}"
+    words = f"{verdict} with {len(ids)} instances: {'; '.join(reasons)}"
     timeline.note(database, revision.series_id, revision.n, "complete", words, at=now)
     _settle_study(database, revision.series_id)
 
@@ -138,11 +156,13 @@ def _settle_study(database: Database, series_id: int) -> None:
     ).fetchone()
     if waiting is None:
         settled = next_state(STUDY_TRANSITIONS, StudyState(state), StudyEvent.SETTLE)
-        database.execute("UPDATE studies SET state = ? WHERE id = ?", (settled, study_id))
+        database.execute("UPDATE studies SET state = ?, is_routed = 0 WHERE id = ?", (settled, study_id))
 
 
-def queue(database: Database, revision: Revision, event: RevisionEvent = RevisionEvent.QUEUE) -> None:
-    """Queue the pipeline for a revision: its row and its job change together."""
+def queue(
+    database: Database, revision: Revision, event: RevisionEvent = RevisionEvent.QUEUE, *, priority: int = 0
+) -> None:
+    """Queue the pipeline for a revision: its row and its job change together; a job that is there keeps its rank."""
     move(database, revision.id, event)
     row = database.execute(
         "SELECT id, state FROM jobs WHERE kind = ? AND revision_id = ?", (PIPELINE, revision.id)
@@ -150,8 +170,8 @@ def queue(database: Database, revision: Revision, event: RevisionEvent = Revisio
     now = time.time()
     if row is None:
         database.insert(
-            "INSERT INTO jobs (kind, revision_id, state, due_at) VALUES (?, ?, ?, ?)",
-            (PIPELINE, revision.id, JobState.QUEUED, now),
+            "INSERT INTO jobs (kind, revision_id, state, due_at, priority) VALUES (?, ?, ?, ?, ?)",
+            (PIPELINE, revision.id, JobState.QUEUED, now, priority),
         )
     else:
         state = next_state(JOB_TRANSITIONS, JobState(row[1]), JobEvent.REQUEUE)
@@ -220,14 +240,79 @@ def requeue(database: Database, series_id: int) -> Revision:
         revision = newest(database, series_id)
         held = database.execute("SELECT hold FROM series WHERE id = ?", (series_id,)).fetchone()[0]
         if held:
-            database.execute("UPDATE series SET hold = '' WHERE id = ?", (series_id,))
-            timeline.note(database, series_id, revision.n, "released", f"no longer held ({held})")
+            lift_hold(database, revision, held)
         if revision.state is RevisionState.COMPLETE:
             if not _is_busy(database, series_id):
                 queue(database, revision)
         else:
             queue(database, revision, RevisionEvent.REQUEUE)
         return get(database, revision.id)
+
+
+def hold(database: Database, series_id: int, reason: str) -> Revision:
+    """Keep a series from being processed until somebody releases it; what is queued already goes on."""
+    with database.immediate():
+        revision = newest(database, series_id)
+        set_hold(database, revision, reason)
+        return revision
+
+
+def set_hold(database: Database, revision: Revision, reason: str) -> None:
+    """Hold a series inside the current transaction."""
+    database.execute("UPDATE series SET hold = ? WHERE id = ?", (reason, revision.series_id))
+    timeline.note(database, revision.series_id, revision.n, "held", reason)
+
+
+def release(database: Database, series_id: int) -> Revision:
+    """Lift a hold; the keeper starts what it held back.
+
+    Raises
+    ------
+    WrongState
+        If nothing holds the series.
+    """
+    with database.immediate():
+        revision = newest(database, series_id)
+        (held,) = database.execute("SELECT hold FROM series WHERE id = ?", (series_id,)).fetchone()
+        if not held:
+            raise WrongState("nothing holds this series")
+        lift_hold(database, revision, held)
+        return revision
+
+
+def lift_hold(database: Database, revision: Revision, held: str) -> None:
+    """Lift a hold inside the current transaction."""
+    database.execute("UPDATE series SET hold = '' WHERE id = ?", (revision.series_id,))
+    timeline.note(database, revision.series_id, revision.n, "released", f"no longer held ({held})")
+
+
+def tell_complete(database: Database, series_id: int) -> Revision:
+    """Note the operator's word that a series is complete; the keeper gives it its verdict.
+
+    Raises
+    ------
+    WrongState
+        If it is not waiting for one.
+    """
+    with database.immediate():
+        revision = newest(database, series_id)
+        if revision.state is not RevisionState.RECEIVING:
+            raise WrongState(f"revision {revision.n} is {revision.state} and has its verdict already")
+        study, uid = database.execute(
+            "SELECT studies.uid, series.uid FROM series JOIN studies ON studies.id = series.study_id"
+            " WHERE series.id = ?",
+            (series_id,),
+        ).fetchone()
+        word = Evidence(EvidenceKind.OPERATOR, time.time(), "operator", study, uid, f"r{revision.n}")
+        evidence.record(database, word)
+        timeline.note(database, series_id, revision.n, "told", "the operator said that it is complete")
+        return revision
+
+
+def await_next(database: Database, revision_id: int, awaits: str) -> None:
+    """Write down what a revision waits for."""
+    with database.immediate():
+        database.execute("UPDATE revisions SET awaits = ? WHERE id = ?", (awaits, revision_id))
 
 
 def _is_busy(database: Database, series_id: int) -> bool:
@@ -239,11 +324,15 @@ def _is_busy(database: Database, series_id: int) -> bool:
 
 def frozen_paths(database: Database, revision_id: int) -> tuple[str, ...]:
     """Return the store paths of a revision's instances, in the order of arrival."""
+    return tuple(path for path, _ in frozen_objects(database, revision_id))
+
+
+def frozen_objects(database: Database, revision_id: int) -> tuple[tuple[str, str], ...]:
+    """Return store path and digest of a revision's instances, in the order of arrival."""
     row = database.execute("SELECT instances FROM revisions WHERE id = ?", (revision_id,)).fetchone()
     ids = json.loads(row[0]) if row else []
-    paths = dict(
-        database.execute(
-            "SELECT id, path FROM instances WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
-        ).fetchall()
-    )
-    return tuple(paths[identifier] for identifier in ids)
+    rows = database.execute(
+        "SELECT id, path, digest FROM instances WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+    ).fetchall()
+    objects = {identifier: (path, digest) for identifier, path, digest in rows}
+    return tuple(objects[identifier] for identifier in ids)

@@ -249,6 +249,138 @@ def third(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+_EVIDENCE: Final = """
+CREATE TABLE evidence (
+    id INTEGER PRIMARY KEY,
+    study TEXT NOT NULL,
+    series TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    source TEXT NOT NULL,
+    name TEXT NOT NULL,
+    at REAL NOT NULL,
+    count INTEGER,
+    instances TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    failed INTEGER NOT NULL,
+    modality TEXT NOT NULL,
+    UNIQUE (study, series, kind, source, name)
+) STRICT;
+CREATE INDEX evidence_by_name ON evidence (kind, name);
+CREATE TABLE evidence_instances (
+    sop_instance TEXT NOT NULL,
+    evidence_id INTEGER NOT NULL REFERENCES evidence (id),
+    PRIMARY KEY (sop_instance, evidence_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX evidence_instances_by_evidence ON evidence_instances (evidence_id);
+CREATE INDEX instances_by_sop ON instances (sop_instance);
+ALTER TABLE revisions ADD COLUMN rule TEXT NOT NULL DEFAULT '';
+ALTER TABLE revisions ADD COLUMN otherwise TEXT NOT NULL DEFAULT '';
+ALTER TABLE revisions ADD COLUMN awaits TEXT NOT NULL DEFAULT '';
+ALTER TABLE revisions ADD COLUMN renewed_at REAL;
+"""
+
+
+@MIGRATIONS(name="0004_evidence")
+def fourth(db: sqlite_utils.Database) -> None:
+    """Keep what others say of a series, and what a waiting revision waits for."""
+    for statement in _statements(_EVIDENCE):
+        db.execute(statement)
+
+
+_SERVICES: Final = """
+ALTER TABLE associations ADD COLUMN noticed_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN peer TEXT NOT NULL DEFAULT '';
+CREATE TABLE commitments (
+    id INTEGER PRIMARY KEY,
+    transaction_uid TEXT NOT NULL UNIQUE,
+    calling_ae TEXT NOT NULL,
+    called_ae TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    peer_address TEXT NOT NULL,
+    association TEXT NOT NULL,
+    asked_at REAL NOT NULL,
+    state TEXT NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    due_at REAL NOT NULL,
+    instances TEXT NOT NULL,
+    failures TEXT,
+    comment TEXT NOT NULL DEFAULT '',
+    ended_at REAL
+) STRICT;
+CREATE INDEX commitments_open ON commitments (calling_ae, due_at) WHERE state IN ('PENDING', 'SENDING', 'RETRY');
+"""
+
+
+@MIGRATIONS(name="0005_services")
+def fifth(db: sqlite_utils.Database) -> None:
+    """Let the index know what was asked beside storage."""
+    for statement in _statements(_SERVICES + _triggers("commitments")):
+        db.execute(statement)
+
+
+_ROUTES: Final = """
+ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX jobs_next ON jobs (priority DESC, due_at, id) WHERE state IN ('QUEUED', 'RUNNING', 'RETRY');
+ALTER TABLE studies ADD COLUMN is_routed INTEGER NOT NULL DEFAULT 1;
+CREATE INDEX studies_unrouted ON studies (id) WHERE is_routed = 0;
+"""
+
+
+@MIGRATIONS(name="0006_routes")
+def sixth(db: sqlite_utils.Database) -> None:
+    """Let jobs have priorities, and studies be routed once they are complete."""
+    for statement in _statements(_ROUTES):
+        db.execute(statement)
+
+
+_OUTBOX: Final = """
+ALTER TABLE deliveries ADD COLUMN lane TEXT NOT NULL DEFAULT '';
+ALTER TABLE deliveries ADD COLUMN series_id INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN posted_at REAL NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN transfers INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN proof_at REAL;
+ALTER TABLE deliveries ADD COLUMN proof_tries INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN transaction_uid TEXT NOT NULL DEFAULT '';
+ALTER TABLE deliveries ADD COLUMN sop_instance TEXT NOT NULL DEFAULT '';
+UPDATE deliveries SET lane = target, posted_at = due_at, transfers = state IN ('SENT', 'CONFIRMED'),
+    series_id = (SELECT series_id FROM revisions WHERE revisions.id = deliveries.revision_id);
+DROP INDEX deliveries_open;
+CREATE INDEX deliveries_pending ON deliveries (lane, priority DESC, id) WHERE state = 'PENDING';
+CREATE INDEX deliveries_waiting ON deliveries (lane, state, due_at) WHERE state IN ('SENDING', 'RETRY');
+CREATE INDEX deliveries_open ON deliveries (lane, posted_at) WHERE state IN ('PENDING', 'SENDING', 'RETRY');
+CREATE INDEX deliveries_unproved ON deliveries (lane, proof_at) WHERE state = 'SENT' AND proof_at IS NOT NULL;
+CREATE INDEX deliveries_by_state ON deliveries (state, id);
+CREATE INDEX deliveries_by_series ON deliveries (series_id, id);
+CREATE INDEX deliveries_by_transaction ON deliveries (transaction_uid) WHERE transaction_uid <> '';
+CREATE TABLE delivery_attempts (
+    delivery_id INTEGER NOT NULL REFERENCES deliveries (id),
+    attempt INTEGER NOT NULL,
+    ended_at REAL NOT NULL,
+    state TEXT NOT NULL,
+    status INTEGER,
+    comment TEXT NOT NULL
+) STRICT;
+CREATE INDEX delivery_attempts_by_delivery ON delivery_attempts (delivery_id, ended_at);
+CREATE TABLE lanes (
+    name TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL DEFAULT 0,
+    due_at REAL NOT NULL DEFAULT 0,
+    failing_since REAL,
+    comment TEXT NOT NULL DEFAULT '',
+    paused_until REAL
+) STRICT, WITHOUT ROWID;
+INSERT INTO lanes (name) SELECT DISTINCT target FROM deliveries;
+"""
+
+
+@MIGRATIONS(name="0007_outbox")
+def seventh(db: sqlite_utils.Database) -> None:
+    """Give each destination a lane with its own patience, and each attempt and each proof of arrival its place."""
+    for statement in _statements(_OUTBOX):
+        db.execute(statement)
+
+
 def _statements(script: str) -> list[str]:
     """Split a script at the semicolons that end statements; trigger bodies hold semicolons of their own."""
     statements, lines = [], []

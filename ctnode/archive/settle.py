@@ -23,8 +23,10 @@ import structlog
 from ctnode.archive import associations, timeline
 from ctnode.archive.associations import Association
 from ctnode.archive.header import read_header, read_meta
+from ctnode.archive.hearing import Hearing, Take
 from ctnode.archive.incoming import HEAD_BYTES, KEPT_SUFFIX, PART_SUFFIX
 from ctnode.archive.index import Arrival, Index, Placement
+from ctnode.archive.noticing import take_notice
 from ctnode.archive.spool import JOURNAL_NAME
 from ctnode.archive.trial import Trial
 from ctnode.ops import log
@@ -86,8 +88,9 @@ class _Look:
 class Settler:
     """Moves what the journal holds into the store; one in the node, inside the keeper."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, take: Take = take_notice) -> None:
         self.index = index
+        self._hearing = Hearing(index.database, take)
         self.layout = index.layout
         self._trial = Trial(index.layout.run)
         self._is_started = False
@@ -101,7 +104,9 @@ class Settler:
         if not self._is_started:
             self._blame_left_over()
             self._is_started = True
-        looks = tuple(map(_look, self._journals()))
+        journals = tuple(self._journals())
+        self._hearing.listen(journals)
+        looks = tuple(map(_look, journals))
         self._learn(look for look in looks if look.directory.name not in self._known)
         files: list[tuple[Path, _Known]] = []
         opened: list[Open] = []
@@ -121,7 +126,9 @@ class Settler:
             elif not look.names:
                 ended.append((look.directory, known))
         placements = self._settle(files) if files else ()
-        self._close(ended)
+        if whole:
+            self._hearing.settle({name: known.association for name, known in self._known.items()})
+        self._close([one for one in ended if self._hearing.is_done(one[0])])
         return Scan(placements, tuple(opened), whole)
 
     def _blame_left_over(self) -> None:
@@ -278,6 +285,7 @@ class Settler:
                 )
         for directory, _ in ended:
             self._remove(directory)
+            self._hearing.forget(directory.name)
             del self._known[directory.name]
 
     def _remove(self, directory: Path) -> None:

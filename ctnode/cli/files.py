@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
-from ctnode.archive import catalog, outbox, revisions
+from ctnode.archive import catalog, lanes, outbox, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout, is_strict_uid, parse_series_name
 from ctnode.cli.show import Settings, act_as_owner, as_json
@@ -134,8 +134,9 @@ def import_files(settings: Settings, paths: tuple[Path, ...], json_wanted: bool)
 @click.argument("what")
 @click.option("--to", "name", required=True, help="Name of a [[targets]] entry.")
 @click.option("--study", help="StudyInstanceUID, where several studies hold the series.")
+@click.option("--originals", is_flag=True, help="The images of the series, and not its results.")
 @click.pass_obj
-def send(settings: Settings, what: str, name: str, study: str | None) -> None:
+def send(settings: Settings, what: str, name: str, study: str | None, originals: bool) -> None:
     """Send to a target: WHAT is a SeriesInstanceUID (its results, recorded and tried again) or a file or folder."""
     config = settings.config()
     target = next((target for target in config.targets if target.name == name), None)
@@ -143,39 +144,56 @@ def send(settings: Settings, what: str, name: str, study: str | None) -> None:
         known = ", ".join(target.name for target in config.targets) or "none is configured"
         raise NotFound(f"no target {name}", hint=f"known: {known}")
     is_series = is_strict_uid(parse_series_name(what)[0]) and not Path(what).exists()
-    ok = _send_results(settings, target, what, study) if is_series else _send_files(config, target, Path(what))
+    if is_series:
+        ok = _send_series(settings, target, what, study, originals=originals)
+    else:
+        ok = _send_files(config, target, Path(what))
     raise click.exceptions.Exit(ExitCode.OK if ok else ExitCode.FINDINGS)
 
 
 def _send_files(config: Config, target: Target, path: Path) -> bool:
-    from ctnode.wire.sender import Destination, Outcome
-    from ctnode.wire.sender import send as send_all
+    from ctnode.flow.carrier import carrier_of
+    from ctnode.wire.sender import Outcome
 
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     if not path.exists():
         raise NotFound(f"no file, folder or series {path}")
-    destination = Destination.of(target)
+    if target.external:
+        raise WrongState(
+            f"{target.name} is external", hint="send the series by its UID: it is de-identified on its way"
+        )
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    carrier = carrier_of(config, target.name)
+    assert carrier is not None
+    base = path if path.is_dir() else path.parent
     ok = True
-    for result in send_all(destination, config.node.ae_title, files, config.delivery.timeout_s):
+    for result in carrier.send({file: str(file.relative_to(base)) for file in files}):
         status = "" if result.status is None else f" status {result.status:04X}H"
         click.echo(f"{result.path}: {result.outcome}{status} {result.comment}".rstrip())
         ok = ok and result.outcome is Outcome.SENT
     return ok
 
 
-def _send_results(settings: Settings, target: Target, uid: str, study: str | None) -> bool:
-    """Owe the results of a series once more, and wait a little for the deliverer."""
-    from ctnode.flow.worker import parcels_of
+def _send_series(settings: Settings, target: Target, uid: str, study: str | None, *, originals: bool) -> bool:
+    """Owe the results or images of a series once more, and wait a little for the deliverer."""
+    from ctnode.flow.parcels import parcels_of
 
     _, layout, database = settings.writing()
     record = catalog.find(database, uid, study=study)
     revision = revisions.newest(database, record.id)
-    folder = layout.result_directory(record.study, record.uid, record.split, revision.n)
-    parcels = parcels_of([target], [file.name for file in folder.glob("*")], folder, folder, layout.results)
-    if not parcels:
-        raise WrongState(f"revision {revision.n} of {record.name} has no results of the kinds that {target.name} takes")
+    if originals:
+        images = revisions.frozen_objects(database, revision.id)
+        parcels = [outbox.Parcel(target.name, outbox.ORIGINAL, path, digest) for path, digest in images]
+        if not parcels:
+            raise WrongState(f"revision {revision.n} of {record.name} is not complete yet")
+    else:
+        folder = layout.result_directory(record.study, record.uid, record.split, revision.n)
+        parcels = parcels_of([target], [file.name for file in folder.glob("*")], folder, folder, layout.results)
+        if not parcels:
+            kinds = f"revision {revision.n} of {record.name} has no results of the kinds that {target.name} takes"
+            raise WrongState(kinds)
     with database.immediate():
         outbox.post(database, revision.id, parcels, again=True)
+        lanes.hurry(database, target.name)
     return _await_deliveries(database, layout, record.id, target.name)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +21,9 @@ from ctnode.flow.doctor import examine
 from ctnode.ops.durable import is_locked, lock
 from ctnode.ops.role import read_reports
 from ctnode.words import ExitCode, NotFound, Unavailable, WrongState
+
+if TYPE_CHECKING:
+    from ctnode.wire.sender import EchoResult
 
 BACKUP_WAIT_S = 600.0
 
@@ -194,26 +199,36 @@ def _restore(layout: Layout, source: Path) -> None:
 @as_json
 @click.pass_obj
 def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: bool) -> None:
-    """C-ECHO a peer or target by NAME."""
+    """Ask a peer or target by NAME whether it is there: latency, what it accepts, TLS."""
+    from ctnode.flow.carrier import carrier_of
     from ctnode.wire.sender import Destination
     from ctnode.wire.sender import echo as verify
 
     config = settings.config()
-    known = [Destination.of(target) for target in config.targets]
-    known += [Destination(p.name, p.ae_title, p.host, p.port) for p in config.peers if p.port is not None]
-    chosen = known if everybody else [destination for destination in known if destination.name == name]
+    known: dict[str, Callable[[], EchoResult]] = {
+        p.name: partial(
+            verify, Destination(p.name, p.ae_title, p.host, p.port), config.node.ae_title, config.delivery.timeout_s
+        )
+        for p in config.peers
+        if p.port is not None
+    }
+    carriers = {target.name: carrier_of(config, target.name) for target in config.targets if target.kind != "sender"}
+    known |= {name: carrier.ping for name, carrier in carriers.items() if carrier is not None}
+    chosen = list(known) if everybody else [one for one in known if one == name]
     if not chosen:
-        names = ", ".join(destination.name for destination in known) or "none is configured with a port"
+        names = ", ".join(known) or "none is configured with a port"
         raise NotFound(f"no peer or target {name or ''}".rstrip(), hint=f"known: {names}")
-    results = [
-        (destination, verify(destination, config.node.ae_title, config.delivery.timeout_s)) for destination in chosen
-    ]
+    results = {one: known[one]() for one in chosen}
     if json_wanted:
-        print_json([{"name": destination.name, **asdict(result)} for destination, result in results])
-    for destination, result in [] if json_wanted else results:
+        print_json([{"name": one, **asdict(result)} for one, result in results.items()])
+    for one, result in [] if json_wanted else results.items():
         word = "answers" if result.ok else "FAILS"
-        click.echo(f"{destination.name}: {word} in {result.seconds * 1000:.1f} ms {result.detail}".rstrip())
-    raise click.exceptions.Exit(ExitCode.OK if all(result.ok for _, result in results) else ExitCode.FINDINGS)
+        click.echo(f"{one}: {word} in {result.seconds * 1000:.1f} ms {result.detail}".rstrip())
+        if result.accepted:
+            click.echo(f"    accepts {', '.join(result.accepted)}")
+        if result.tls:
+            click.echo(f"    {result.tls}")
+    raise click.exceptions.Exit(ExitCode.OK if all(one.ok for one in results.values()) else ExitCode.FINDINGS)
 
 
 def register(group: click.Group) -> None:

@@ -105,6 +105,43 @@ def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}")
 
 
+@series_group.command("hold")
+@click.argument("uid")
+@_study
+@click.option("--reason", default="by the operator", show_default=True, help="Why; it is shown, so no patient's name.")
+@click.pass_obj
+def hold_series(settings: Settings, uid: str, study: str | None, reason: str) -> None:
+    """Keep a series from being processed; it goes on receiving, and what is queued already goes on."""
+    _, _, database = settings.writing()
+    record = catalog.find(database, uid, study=study)
+    revision = revisions.hold(database, record.id, reason or "by the operator")
+    click.echo(f"{record.name}: revision {revision.n} is {revision.state}, held")
+
+
+@series_group.command("release")
+@click.argument("uid")
+@_study
+@click.pass_obj
+def release_series(settings: Settings, uid: str, study: str | None) -> None:
+    """Lift a hold; the series goes on from where it was."""
+    _, _, database = settings.writing()
+    record = catalog.find(database, uid, study=study)
+    revision = revisions.release(database, record.id)
+    click.echo(f"{record.name}: revision {revision.n} is {revision.state}, no longer held")
+
+
+@series_group.command("complete")
+@click.argument("uid")
+@_study
+@click.pass_obj
+def complete_series(settings: Settings, uid: str, study: str | None) -> None:
+    """Say that all of a series has come, instead of waiting."""
+    _, _, database = settings.writing()
+    record = catalog.find(database, uid, study=study)
+    revision = revisions.tell_complete(database, record.id)
+    click.echo(f"{record.name}: revision {revision.n} waits no longer")
+
+
 @click.group("jobs")
 def jobs_group() -> None:
     """Look at the queue of the workers, and change it."""

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import click
 
-from ctnode.archive import catalog, jobs
+from ctnode.archive import catalog, evidence, jobs
 from ctnode.archive.findings import Finding
 from ctnode.archive.life import Chapter, chapters
 from ctnode.archive.outbox import Delivery
 from ctnode.archive.timeline import iso
 from ctnode.cli.show import Settings, as_json, as_times, print_json
-from ctnode.words import Issue, RevisionState
+from ctnode.words import Evidence, Issue, RevisionState
 
 # What is told elsewhere in the same answer, with more.
 _TOLD: Final = frozenset({"opened", "association", "complete"})
@@ -32,11 +32,13 @@ def why_series(settings: Settings, uid: str, study: str | None, json_wanted: boo
     series = catalog.find(database, uid, study=study)
     senders = catalog.associations_of(database, series.id)
     told = chapters(database, layout, series)
+    known = evidence.of_series(database, series.id)
     if json_wanted:
         whole = {
             "study": series.study, "series": series.name, "modality": series.modality, "instances": series.instances,
             "duplicates": series.duplicates, "flags": series.flags, "hold": series.hold,
             "associations": [as_times(row) for row in senders],
+            "evidence": [as_times(asdict(one)) for one in known],
             "revisions": [_chapter_as_json(chapter) for chapter in told],
         }  # fmt: skip
         print_json(whole)
@@ -46,6 +48,8 @@ def why_series(settings: Settings, uid: str, study: str | None, json_wanted: boo
     flags = f", {' '.join(series.flags)}" if series.flags else ""
     click.echo(f"{series.modality}, {series.instances} instances{resends}{flags}")
     _section("sent by", map(_sender, senders))
+    if known:
+        _section("said of it", map(_signal, known))
     for chapter in told:
         _section(f"revision {chapter.n}: {chapter.state}", _lines(chapter, series.hold))
 
@@ -62,14 +66,24 @@ def _sender(row: dict[str, Any]) -> str:
     return f"{iso(row['opened_at'])}  {who}: {row['instances']} instances, {how} (association {row['association']})"
 
 
+def _signal(one: Evidence) -> str:
+    named = len(one.instances) or one.count
+    what = f": {named} instances" if named is not None else ""
+    failed = f", {one.failed} failed" if one.failed else ""
+    return f"{iso(one.at)}  {one.kind.replace('_', ' ')} from {one.source}{what}{failed}"
+
+
 def _lines(chapter: Chapter, hold: str) -> Iterator[str]:
     if chapter.verdict:
         why = f"{chapter.verdict}: {'; '.join(chapter.evidence)}"
         yield f"{iso(chapter.verdict_at)}  complete with {chapter.instances} instances, {why}"
+        if chapter.rule:
+            yield f"by the rule: {chapter.rule}; it would have been changed by {chapter.otherwise}"
     elif chapter.state is RevisionState.RECEIVING:
         yield f"not complete yet: last instance {iso(chapter.last_arrival_at)}, waits until {iso(chapter.deadline)}"
+        yield f"awaited now: {chapter.awaits or 'the end of the quiet time'}"
     if hold and chapter.state is RevisionState.COMPLETE:
-        yield f"held ({hold}): `ctnode series requeue UID` runs it"
+        yield f"held ({hold}): `ctnode series release UID` runs it"
     if chapter.reason:
         yield f"because {chapter.reason}"
     for entry in chapter.timeline:

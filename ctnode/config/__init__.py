@@ -4,6 +4,7 @@ from ctnode.config.document import document
 from ctnode.config.loading import Change, Loaded, diff, explain, from_words, load, reloaded, require_root
 from ctnode.config.models import (
     RELOADABLE,
+    Commitment,
     Completion,
     Config,
     Delivery,
@@ -12,7 +13,6 @@ from ctnode.config.models import (
     LungMask,
     Node,
     Outputs,
-    Peer,
     Pipeline,
     Receiver,
     Storage,
@@ -20,12 +20,18 @@ from ctnode.config.models import (
     Tls,
     Worker,
 )
+from ctnode.config.peer import Peer
+from ctnode.config.privacy import Deidentification
+from ctnode.config.routes import ORIGINALS, Route, Routing
 
 __all__ = [
+    "ORIGINALS",
     "RELOADABLE",
     "Change",
+    "Commitment",
     "Completion",
     "Config",
+    "Deidentification",
     "Delivery",
     "Inbox",
     "Loaded",
@@ -36,6 +42,8 @@ __all__ = [
     "Peer",
     "Pipeline",
     "Receiver",
+    "Route",
+    "Routing",
     "Storage",
     "Target",
     "Tls",

@@ -13,9 +13,10 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, Config
+from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, TARGET_FILES, Config, Target
 from ctnode.words import ConfigError, Unavailable
 
+LEAST_KEY_BYTES: Final = 32
 ENVIRONMENT_PREFIX: Final = "CTNODE_"
 SYSTEM_CONFIG: Final = Path("/etc/ctnode/config.toml")
 
@@ -73,7 +74,9 @@ def load(
     except ValidationError as error:
         raise ConfigError("\n".join(_explain_fault(fault) for fault in error.errors()), hint=str(file or "")) from None
     _check_together(config)
-    return Loaded(_absolute(config, file, origin), file, origin)
+    config = _absolute(config, file, origin)
+    _check_keys(config)
+    return Loaded(config, file, origin)
 
 
 def _find_file(path: Path | None, environment: Mapping[str, str]) -> Path | None:
@@ -196,6 +199,8 @@ def _check_together(config: Config) -> None:
     for label, names in (
         ("peers", [peer.name for peer in config.peers]),
         ("targets", [t.name for t in config.targets]),
+        ("routes", [route.name for route in config.routes]),
+        ("deidentification", [profile.name for profile in config.deidentification]),
     ):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -206,8 +211,74 @@ def _check_together(config: Config) -> None:
             "tls.ca: needed to check the certificates of peers", hint="or tls.require_client_certificate = false"
         )
     for target in config.targets:
-        if target.tls and not target.ca:
-            raise ConfigError(f"targets.ca: {target.name} needs the authority that signed its certificate")
+        _check_target(target)
+    _check_routes(config)
+    _check_external(config)
+
+
+def _check_external(config: Config) -> None:
+    known = {profile.name for profile in config.deidentification}
+    for target in config.targets:
+        if target.external and not target.deidentify:
+            raise ConfigError(
+                f"targets.deidentify: {target.name} is external and names no profile of de-identification"
+            )
+        if target.deidentify and target.deidentify not in known:
+            raise ConfigError(
+                f"targets.deidentify: {target.name} names no profile {target.deidentify}",
+                hint=f"known: {', '.join(sorted(known)) or 'no [[deidentification]] is configured'}",
+            )
+
+
+def _check_keys(config: Config) -> None:
+    used = {target.deidentify for target in config.targets}
+    for profile in config.deidentification:
+        file = Path(profile.key_file)
+        if profile.name in used and (not file.is_file() or file.stat().st_size < LEAST_KEY_BYTES):
+            raise ConfigError(
+                f"deidentification.key_file: {profile.name} needs a file of at least {LEAST_KEY_BYTES} random bytes",
+                hint=f"head -c {LEAST_KEY_BYTES} /dev/urandom > {profile.key_file}",
+            )
+
+
+def _check_routes(config: Config) -> None:
+    known = {target.name for target in config.targets}
+    for route in config.routes:
+        missing = sorted(set(route.to) - known)
+        if missing:
+            raise ConfigError(
+                f"routes.to: {route.name} names no target {', '.join(missing)}",
+                hint=f"known: {', '.join(sorted(known)) or 'no [[targets]] are configured'}",
+            )
+    for level in ("series", "study"):
+        defaults = [route.name for route in config.routes if not route.when and route.level == level]
+        if len(defaults) > 1:
+            raise ConfigError(
+                f"routes.when: {' and '.join(defaults)} are both the default of the level {level}",
+                hint='give one a condition; "true" fits always',
+            )
+
+
+_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
+    "dicom": ("ae_title", "host", "port"),
+    "dicomweb": ("url",),
+    "folder": ("path",),
+    "sender": (),
+}
+
+
+def _check_target(target: Target) -> None:
+    for key in _NEEDED[target.kind]:
+        if not getattr(target, key):
+            raise ConfigError(f"targets.{key}: {target.name} needs it, for its kind is {target.kind}")
+    if target.tls and not target.ca:
+        raise ConfigError(f"targets.ca: {target.name} needs the authority that signed its certificate")
+    if target.kind == "dicomweb" and not target.url.startswith(("http://", "https://")):
+        raise ConfigError(f"targets.url: {target.name} needs one that begins with http:// or https://")
+    if target.proof != "none" and (
+        target.kind == "folder" or (target.kind, target.proof) == ("dicomweb", "commitment")
+    ):
+        raise ConfigError(f"targets.proof: {target.name} cannot give one of this kind", hint='"none" or "query"')
 
 
 def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> Config:
@@ -224,10 +295,15 @@ def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> C
     inbox = config.inbox.model_copy(update={"path": resolve("inbox.path", config.inbox.path)})
     tls = config.tls.model_copy(update={name: resolve(f"tls.{name}", getattr(config.tls, name)) for name in FILES})
     targets = tuple(
-        target.model_copy(update={name: resolve("targets", getattr(target, name)) for name in FILES})
+        target.model_copy(update={name: resolve("targets", getattr(target, name)) for name in TARGET_FILES})
         for target in config.targets
     )
-    return config.model_copy(update={"storage": storage, "inbox": inbox, "tls": tls, "targets": targets})
+    profiles = tuple(
+        profile.model_copy(update={"key_file": resolve("deidentification", profile.key_file)})
+        for profile in config.deidentification
+    )
+    changed = {"storage": storage, "inbox": inbox, "tls": tls, "targets": targets, "deidentification": profiles}
+    return config.model_copy(update=changed)
 
 
 @dataclass(frozen=True, slots=True)

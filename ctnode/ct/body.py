@@ -56,6 +56,16 @@ class Body:
 
 def find_body(coarse: Coarse) -> Body | None:
     """Return the body, or None where no tissue survives the opening (air, a single wire phantom)."""
+    found = find_tissue(coarse)
+    if found is None:
+        return None
+    tissue, core = found
+    inside, cut = _enclosed(coarse, tissue, core)
+    return Body(tissue=tissue, inside=inside, cut=cut)
+
+
+def find_tissue(coarse: Coarse) -> tuple[Mask, Mask] | None:
+    """Return what of the body is denser than lung, and its part that survives the opening; None where nothing does."""
     tissue = (coarse.hu > TISSUE_HU) & ~coarse.outside
     spacing = coarse.spacing_mm
     # Voxels larger than the ball are not opened: they show no couch shell either, but walls of two or three voxels.
@@ -65,8 +75,7 @@ def find_body(coarse: Coarse) -> Body | None:
     core = cc3d.largest_k(core, k=1, connectivity=6, binary_image=True).astype(bool)
     # What the opening took from the body's own surface comes back: walls may be thinner than the ball.
     tissue &= dilated(core, spacing, RECOVERY_MM)
-    inside, cut = _enclosed(coarse, tissue, core)
-    return Body(tissue=tissue, inside=inside, cut=cut)
+    return tissue, core
 
 
 def _enclosed(

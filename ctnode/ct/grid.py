@@ -57,6 +57,21 @@ class Grid:
         return mapped
 
 
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One image that a volume was made of, as derived objects refer to it.
+
+    ``frame`` counts from 1 in a multi-frame image and is 0 in others; ``position_mm`` is LPS of the first pixel.
+    """
+
+    sop_class: str
+    sop_uid: str
+    frame: int
+    rows: int
+    columns: int
+    position_mm: tuple[float, ...]
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Volume:
     """A CT volume and all that is known about its worth.
@@ -82,6 +97,8 @@ class Volume:
         SHA-256 over the sorted digests of all source data sets, hex.
     technique
         Values that may stand in ``ct.json``: dcm2niix BIDS names (``KVP``, ``ConvolutionKernel``, ...), no identity.
+    sources
+        The images it was made of, in the order of space.
     """
 
     voxels: npt.NDArray[np.int16] | npt.NDArray[np.float32]
@@ -94,3 +111,4 @@ class Volume:
     sop_uids: tuple[str, ...]
     input_digest: str
     technique: Mapping[str, object] = field(default_factory=dict)
+    sources: tuple[SourceImage, ...] = ()

@@ -205,6 +205,8 @@ def _leave_out(
 
 
 def _not_ct(frame: Frame) -> tuple[str, str] | None:
+    if frame.is_own:
+        return "OWN_RESULT", "made by ctnode, never processed"
     if frame.sop_class == SECONDARY_CAPTURE:
         return "SECONDARY_CAPTURE", "secondary capture"
     if (

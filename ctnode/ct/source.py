@@ -106,6 +106,7 @@ class Frame:
     taken_at: str
     pixel_offset: int
     pixel_length: int
+    is_own: bool = False
 
     @property
     def name(self) -> str:
@@ -261,7 +262,16 @@ def _frame(
         taken_at=_taken_at(found),
         pixel_offset=place[0],
         pixel_length=place[1],
+        is_own=_is_own(found),
     )
+
+
+def _is_own(found: Layers) -> bool:
+    """Return whether a ctnode made it: one of the marks is enough, since a PACS may coerce the others."""
+    equipment = readable(found, "ContributingEquipmentSequence")
+    parts = [found, *(equipment if isinstance(equipment, pydicom.Sequence) else ())]
+    words = (text(part, word).lower() for part in parts for word in ("Manufacturer", "ManufacturerModelName"))
+    return "ctnode" in words
 
 
 def _concatenation(found: Layers) -> tuple[str, int, int] | None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctnode.ct.geometry import Placement, place
-from ctnode.ct.grid import Volume
+from ctnode.ct.grid import SourceImage, Volume
 from ctnode.ct.parallel import Decode, decoder
 from ctnode.ct.repair import Plane, carry_out
 from ctnode.ct.sanity import suspicion
@@ -28,6 +28,9 @@ UNMEASURABLE: Final = frozenset({"INCOMPLETE", "SINGLE_SLICE", "TOO_FEW_SLICES"}
 
 # JPEG baseline and extended; the others can be lossless and say so in the header.
 _LOSSY: Final = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
+
+# Enhanced CT and Legacy Converted Enhanced CT.
+_MULTIFRAME: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
 
 # Values of ImageType 4 that are maps of something else than attenuation (PS3.3 C.8.15.3.10 and PS3.17 JJJJ).
 _MATERIALS: Final = frozenset(
@@ -103,6 +106,7 @@ def build(
         sop_uids=filling.sop_uids(),
         input_digest=hashlib.sha256("\n".join(sorted(set(digests))).encode()).hexdigest(),
         technique=technique(attributes(header, ordered[0].index)),
+        sources=tuple(map(_source_of, ordered)),
     )
 
 
@@ -111,6 +115,12 @@ def unit_of(frame: Frame) -> str:
     if frame.rescale_type in ("", HU) and _MATERIALS.intersection(frame.image_type[3:]):
         return _UNSPECIFIED
     return frame.rescale_type or HU
+
+
+def _source_of(frame: Frame) -> SourceImage:
+    """Return how derived objects refer to ``frame``; one frame of a data set with functional groups has a number."""
+    number = frame.index + 1 if frame.sop_class in _MULTIFRAME else 0
+    return SourceImage(frame.sop_class, frame.sop_uid, number, frame.rows, frame.columns, frame.position_mm or ())
 
 
 def _remarks(frames: Sequence[Frame], unit: str) -> Iterable[Issue]:

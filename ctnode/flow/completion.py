@@ -1,7 +1,8 @@
 """Is the series complete? A pure decision over what is known, and the quiet time that policy gives it.
 
-No signal of DICOM proves completeness by itself; the end of an association has no meaning (PS3.4 B.4.1). This first
-form rests on quiet time, on associations that still feed the series, and on the spacing of the slices.
+A list of instances from the sender (MPPS, commitment request, availability notice, an answer to a query, the end of a
+retrieve) that is held whole and names all that is held is a proof, and there is nothing to wait for. Without one the
+quiet time has to pass, and no open association may feed the series; its end by itself means nothing (PS3.4 B.4.1).
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from ctnode.words import Verdict
 
 GAP_RATIO: Final = 1.5
 HELD_LOOK_S: Final = 1.0
+PROOF: Final = "a list of the sender is held whole"
+OPERATOR: Final = "the operator's word"
+# These need no quiet time.
+AT_ONCE: Final = frozenset({PROOF, OPERATOR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,34 @@ class Feeder:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """What somebody says the series consists of, compared with what is held.
+
+    Parameters
+    ----------
+    words
+        Who says it and how, for people.
+    missing
+        How many instances it names that are not held.
+    covers
+        Whether it names everything that is held of the series.
+    is_early
+        Whether it may have been made while its source was itself still receiving, as an answer to a query before the
+        quiet time had passed: then it proves nothing.
+    """
+
+    words: str
+    missing: int
+    covers: bool
+    is_early: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
-    """What is known of a revision that waits; every time is in seconds."""
+    """What is known of a revision that waits; every time is in seconds.
+
+    ``waited_s`` counts from the last new instance, ``silent_s`` from the last arrival, identical resends included.
+    """
 
     silent_s: float
     waited_s: float
@@ -48,6 +79,9 @@ class Situation:
     feeders: tuple[Feeder, ...]
     aborted: int
     positions_mm: tuple[float, ...]
+    claims: tuple[Claim, ...] = ()
+    in_progress: str = ""
+    is_told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +94,65 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Complete, how surely, and why."""
+    """Complete, how surely, why, by which rule, and what would have changed it."""
 
     verdict: Verdict
     evidence: tuple[str, ...]
+    rule: str
+    otherwise: str
 
 
 def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float) -> Wait | Decision:
     """Decide whether a revision is complete."""
-    geometry = describe_gap(situation.positions_mm)
+    missing = [claim for claim in situation.claims if claim.missing]
+    proofs = [claim for claim in situation.claims if claim.covers and not claim.missing and not claim.is_early]
+    if proofs and not missing:
+        lists = tuple(claim.words for claim in proofs)
+        otherwise = "an instance that the list does not name, or one of it that had not come"
+        return Decision(Verdict.COMPLETE, (*lists, *_doubts(situation)), PROOF, otherwise)
+    if situation.is_told:
+        return _unproven(
+            situation, "the operator said that it is complete", OPERATOR, "a list of the sender that is held whole"
+        )
+    longest = f"waited {max_wait_s:g} s, the longest that is allowed"
     if situation.waited_s >= max_wait_s:
-        evidence = (f"waited {max_wait_s:g} s, the longest that is allowed", *_doubts(situation, geometry))
-        return Decision(Verdict.SUSPECT, evidence)
-    rest_s = min(situation.quiet_s - situation.silent_s, max_wait_s - situation.waited_s)
+        return _unproven(situation, longest, "longest wait", "a new instance within this time")
+    left_s = max_wait_s - situation.waited_s
+    rest_s = min(situation.quiet_s - situation.silent_s, left_s)
     if rest_s > 0:
         return Wait(rest_s, "quiet time has not passed")
     holding = [feeder for feeder in situation.feeders if holds(feeder, situation.quiet_s, association_hold_s)]
     if holding:
         # It may end or turn to other series at any time; neither rings a bell.
         until_s = min(HELD_LOOK_S, *(max(association_hold_s - feeder.silent_s, 0.1) for feeder in holding))
-        return Wait(min(until_s, max_wait_s - situation.waited_s), "an open association still feeds it")
+        return Wait(min(until_s, left_s), "an open association still feeds it")
+    if missing:
+        return Wait(left_s, "; ".join(_short(claim) for claim in missing))
+    if situation.in_progress:
+        return Wait(left_s, f"{situation.in_progress} has not ended")
     quiet = f"quiet for {situation.quiet_s:g} s, no open association feeds it"
-    doubts = _doubts(situation, geometry)
+    return _unproven(
+        situation, quiet, "quiet time", "an instance or an association that feeds it within the quiet time"
+    )
+
+
+def _unproven(situation: Situation, because: str, rule: str, otherwise: str) -> Decision:
+    """Complete without a proof: LIKELY where nothing speaks against it."""
+    missing = tuple(_short(claim) for claim in situation.claims if claim.missing)
+    doubts = (*missing, *_doubts(situation))
     if doubts:
-        return Decision(Verdict.SUSPECT, (quiet, *doubts))
+        return Decision(Verdict.SUSPECT, (because, *doubts), rule, otherwise)
     spacing = ("slices evenly spaced",) if len(set(situation.positions_mm)) > 2 else ()
-    return Decision(Verdict.LIKELY, (quiet, *spacing))
+    return Decision(Verdict.LIKELY, (because, *spacing), rule, otherwise)
 
 
-def _doubts(situation: Situation, geometry: str) -> tuple[str, ...]:
+def _short(claim: Claim) -> str:
+    return f"{claim.words}: {claim.missing} of its instances have not come"
+
+
+def _doubts(situation: Situation) -> tuple[str, ...]:
     aborted = f"{situation.aborted} association(s) that fed it were aborted" if situation.aborted else ""
-    return tuple(text for text in (geometry, aborted) if text)
+    return tuple(text for text in (describe_gap(situation.positions_mm), aborted) if text)
 
 
 def holds(feeder: Feeder, quiet_s: float, association_hold_s: float) -> bool:

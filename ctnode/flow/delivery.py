@@ -1,32 +1,33 @@
-"""The ``deliver`` role: everything that talks outwards; each destination has its own thread and its own patience."""
+"""The ``deliver`` role: everything that talks outwards; each destination has its own threads and its own patience."""
 
 from __future__ import annotations
 
-import random
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
 
-from ctnode.archive import outbox
+from ctnode.archive import lanes, outbox
 from ctnode.archive.database import Database
-from ctnode.archive.jobs import retry_after_s
 from ctnode.archive.layout import Layout
-from ctnode.config import Config, Target
+from ctnode.config import Config, Peer, Target
+from ctnode.flow.asking import Asker
+from ctnode.flow.carrier import AT, is_callable
+from ctnode.flow.commitment import CommitmentDesk
+from ctnode.flow.courier import Courier, Line
+from ctnode.flow.outgoing import sweep
+from ctnode.flow.recorder import Recorder
 from ctnode.ops import log
 from ctnode.ops.durable import lock
-from ctnode.ops.process import identity
 from ctnode.ops.role import Role
-from ctnode.wire.sender import Destination, Outcome, send
-from ctnode.words import DeliveryState
 
 IDLE_S: Final = 0.5
 RETRY_S: Final = 1.0
-# Spreads the retries of many objects, so that a destination that comes back is not hit by all at once.
-JITTER: Final = 0.2
+# Between two looks at what is late.
+LOOK_S: Final = 10.0
 
 Reload = Callable[[], Config]
 
@@ -43,96 +44,125 @@ def deliver(config: Config, role: Role, reload: Reload) -> int:
     lock(layout.run / "deliver.lock", owner="deliverer")
     with Database(layout.database) as database:
         database.migrate()
-        Deliverer(config, layout, database, role, reload).run()
+        with Recorder(layout.database) as recorder:
+            Deliverer(config, layout, database, recorder, role, reload).run()
     return 0
 
 
 class Deliverer:
     """The loop of the ``deliver`` role."""
 
-    def __init__(self, config: Config, layout: Layout, database: Database, role: Role, reload: Reload) -> None:
+    def __init__(
+        self, config: Config, layout: Layout, database: Database, recorder: Recorder, role: Role, reload: Reload
+    ) -> None:
         self.config = config
         self.layout = layout
         self.database = database
+        self.recorder = recorder
         self.role = role
         self.reload = reload
-        self._busy: dict[str, threading.Thread] = {}
+        self._lines: dict[str, Line] = {}
+        self._threads: dict[str, list[threading.Thread]] = {}
         self._stop = threading.Event()
+        self._looked = float("-inf")
+        self._parts = (CommitmentDesk(layout), Asker(layout))
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def run(self) -> None:
-        """Start a thread for each destination that something is due for."""
-        with self.database.immediate():
-            # The lock says that nobody else sends: what was under way belonged to a process that died.
-            self.database.execute("UPDATE deliveries SET lease_until = 0 WHERE state = 'SENDING'")
+        """Start threads for each destination that something is due for."""
+        # The lock says that nobody else sends: what was under way belonged to a process that died.
+        taken_back = outbox.take_back(self.database)
+        if taken_back:
+            self._log.warning("deliveries cut short are tried again", instances=taken_back)
+        sweep(self.layout)
+        for part in self._parts:
+            part.begin(self.database)
         self.role.ready()
         while not self.role.stopping:
             if self.role.reload_wanted:
                 self.role.reload_wanted = False
                 self.config = self.reload()
             try:
-                self._start_due()
+                self.start_due()
+                for part in self._parts:
+                    part.start_due(self.database, self.config)
+                self._look()
             except sqlite3.Error as error:
                 self._log.error("deliverer cannot work now", error=type(error).__name__)
                 self.role.wait(RETRY_S)
             self.role.wait(IDLE_S)
         self.role.draining()
         self._stop.set()
-        for thread in self._busy.values():
-            thread.join(timeout=self.config.delivery.timeout_s)
+        deadline = time.monotonic() + self.config.delivery.timeout_s
+        for part in self._parts:
+            part.stop()
+        for thread in [thread for threads in self._threads.values() for thread in threads]:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
-    def _start_due(self) -> None:
-        self._busy = {name: thread for name, thread in self._busy.items() if thread.is_alive()}
-        self.role.report(sending_to=sorted(self._busy))
-        for name in outbox.targets_due(self.database):
-            if name not in self._busy:
-                thread = threading.Thread(target=self._serve, args=(name,), name=f"deliver-{name}", daemon=True)
-                self._busy[name] = thread
+    def start_due(self) -> None:
+        """Start what is due and does not run yet, and stop what was paused."""
+        self._threads = {
+            name: alive
+            for name, threads in self._threads.items()
+            if (alive := [thread for thread in threads if thread.is_alive()])
+        }
+        self.role.report(sending_to=sorted(self._threads))
+        now = time.time()
+        for lane in lanes.every(self.database):
+            line = self._lines.setdefault(lane.name, Line(lane.name))
+            line.is_paused = lane.paused_until is not None and lane.paused_until > now
+        for name in lanes.due(self.database):
+            self._address(name)
+            target = self._target_of(name)
+            threads = self._threads.setdefault(name, [])
+            line = self._lines.setdefault(name, Line(name))
+            for _ in range(len(threads), target.associations if target is not None else 1):
+                thread = threading.Thread(target=self.serve, args=(line,), name=f"deliver-{name}", daemon=True)
+                threads.append(thread)
                 thread.start()
 
-    def _serve(self, name: str) -> None:
-        """Send all that is due for one destination."""
-        target = next((target for target in self.config.targets if target.name == name), None)
+    def serve(self, line: Line) -> None:
+        """Serve one destination in this thread until nothing is due."""
         try:
             with Database(self.layout.database) as database:
-                while not self._stop.is_set():
-                    batch = outbox.claim(database, name, identity())
-                    if not batch:
-                        return
-                    if target is None:
-                        for delivery in batch:
-                            reason = "no target of this name in the configuration"
-                            outbox.failed(database, delivery, None, reason, wait_s=None)
-                    else:
-                        self._send(database, target, batch)
+                Courier(self.config, self.layout, database, self.recorder, line, self._stop.is_set).serve()
         except (OSError, sqlite3.Error) as error:
-            # The lease brings back what this thread held.
-            self._log.error("delivery thread ended", target=name, error=type(error).__name__)
+            self._log.error("delivery thread ended", target=line.name, error=type(error).__name__)
 
-    def _send(self, database: Database, target: Target, batch: Sequence[outbox.Delivery]) -> None:
-        by_path: dict[Path, outbox.Delivery] = {}
-        for delivery in batch:
-            path = self.layout.results / delivery.path
-            if path.is_file():
-                by_path[path] = delivery
-            else:
-                outbox.failed(database, delivery, None, "the result file is gone", wait_s=None)
-        if not by_path:
+    def _target_of(self, lane: str) -> Target | None:
+        name = lane.partition(AT)[0]
+        return next((target for target in self.config.targets if target.name == name), None)
+
+    def _address(self, name: str) -> None:
+        """Put what is for the sender of its series into the lane of that peer; without one it stays, and dies there."""
+        target = self._target_of(name)
+        if target is None or target.kind != "sender" or AT in name:
             return
-        destination = Destination.of(target)
-        settings = self.config.delivery
-        for result in send(destination, self.config.node.ae_title, list(by_path), settings.timeout_s):
-            delivery = by_path.pop(result.path)
-            bound = self._log.bind(target=target.name, attempt=delivery.attempt, status=result.status)
-            if result.outcome is Outcome.SENT:
-                outbox.sent(database, delivery, result.status or 0, result.comment)
-                bound.info("delivered")
-                continue
-            wait_s = None
-            if result.outcome is Outcome.RETRY:
-                base_s = retry_after_s(delivery.attempt, first_s=settings.first_retry_s, longest_s=settings.max_retry_s)
-                wait_s = base_s * (1.0 + random.uniform(0.0, JITTER))
-            outbox.failed(database, delivery, result.status, result.comment, wait_s=wait_s)
-            bound.warning(
-                "not delivered", reason=result.comment, state=str(DeliveryState.RETRY if wait_s else DeliveryState.DEAD)
-            )
+        for series_id in lanes.waiting_series(self.database, name):
+            peer = self._sender_of(series_id)
+            if peer is not None:
+                with self.database.immediate():
+                    lanes.readdress(self.database, name, series_id, f"{name}{AT}{peer.name}")
+
+    def _sender_of(self, series_id: int) -> Peer | None:
+        """Return the peer that sent a series last and can be called: by its name, else by its AE title alone."""
+        for name, calling_ae in lanes.senders(self.database, series_id):
+            for peer in self.config.peers:
+                is_it = peer.name == name if name else peer.ae_title == calling_ae
+                if is_it and is_callable(peer):
+                    return peer
+        return None
+
+    def _look(self) -> None:
+        """Report what waits for each destination: what is late warns before anybody misses it."""
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        found = {
+            lane.name: lanes.backlog(self.database, lane.name, self.config.delivery.late_s)
+            for lane in lanes.every(self.database)
+        }
+        self.role.report(
+            waiting={name: backlog.waiting for name, backlog in found.items() if backlog.waiting},
+            late={name: backlog.late for name, backlog in found.items() if backlog.late},
+        )

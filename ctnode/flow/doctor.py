@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from ctnode.archive import invariants
+from ctnode.archive import invariants, lanes
 from ctnode.archive.database import Database, journal_mode
 from ctnode.archive.layout import Layout
 from ctnode.archive.suspect import marked
@@ -130,10 +130,10 @@ def _node(config: Config, layout: Layout) -> Iterator[Finding]:
             hint = "reload with SIGHUP, or restart for keys that need it"
             yield Finding(f"role {role.role}", "runs with another configuration", is_good=False, hint=hint)
     with Database(layout.database, readonly=True) as database:
-        yield from _index(database, layout)
+        yield from _index(database, layout, config.delivery.late_s)
 
 
-def _index(database: Database, layout: Layout) -> Iterator[Finding]:
+def _index(database: Database, layout: Layout, late_s: float) -> Iterator[Finding]:
     for what, breaches, hint in (
         ("index file", invariants.check_integrity(database), "restore a backup, or `ctnode rebuild-index`"),
         ("files and rows", invariants.check_store(database, layout), "`ctnode rebuild-index` finds rows for all files"),
@@ -149,4 +149,12 @@ def _index(database: Database, layout: Layout) -> Iterator[Finding]:
     dead = counters.get("jobs.DEAD", 0)
     yield Finding("dead jobs", str(dead), not dead, "`ctnode jobs list --state DEAD`, then `ctnode jobs retry`")
     given_up = counters.get("deliveries.DEAD", 0)
-    yield Finding("deliveries given up", str(given_up), not given_up, "`ctnode series why UID` says why")
+    hint = "`ctnode deliveries list --state DEAD`, then `ctnode deliveries retry`"
+    yield Finding("deliveries given up", str(given_up), not given_up, hint)
+    for lane in lanes.every(database):
+        late = lanes.backlog(database, lane.name, late_s).late
+        if late:
+            why = lane.comment or "paused, or slower than what comes"
+            yield Finding(
+                f"late for {lane.name}", f"{late} objects: {why}", is_good=False, hint="`ctnode deliveries list`"
+            )

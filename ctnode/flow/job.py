@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ctnode.config import LungMask, Outputs, Pipeline
+from ctnode.results.case import numbered
 from ctnode.words import Issue
 
 STEPS: Final = ("select", "decode", "resample", "lungs", "measure", "write")
@@ -84,11 +85,6 @@ class Run:
 
     def path(self, name: str) -> Path:
         """Return the place of an output and list it."""
-        name = self.named(name)
+        name = numbered(name, self.number)
         self.outputs.append(name)
         return self.job.out / name
-
-    def named(self, name: str) -> str:
-        """Return the name of an output of this volume: ``ct_2.nii.gz`` for ``ct.nii.gz`` of the second."""
-        stem, dot, extension = name.partition(".")
-        return name if self.number == 1 else f"{stem}_{self.number}{dot}{extension}"

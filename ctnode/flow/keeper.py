@@ -22,16 +22,21 @@ from ctnode.archive.settle import Scan, Settler
 from ctnode.archive.suspect import mark, marked
 from ctnode.config import Config
 from ctnode.flow.completion import quiet_seconds
+from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
 from ctnode.flow.waiting import Ripe, WaitingRoom
 from ctnode.ops import log
 from ctnode.ops.durable import lock
 from ctnode.ops.role import Role
 from ctnode.wire.peers import CachedResolver, find_peer
+from ctnode.words import Verdict
 
 IDLE_SCAN_S: Final = 1.0
 RETRY_S: Final = 1.0
 NETWORK: Final = "network"
+# What came by a C-GET has the sender of what came before.
+RETRIEVED: Final = "get"
+HELD_SUSPECT: Final = "its verdict is SUSPECT"
 _SYNC_FAULTS: Final = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"})
 
 Reload = Callable[[], Config]
@@ -67,6 +72,7 @@ class Keeper:
         self.index = Index(database, layout, self._quiet_s)
         self.settler = Settler(self.index)
         self.waiting = WaitingRoom(database)
+        self.dispatcher = Dispatcher(database, layout)
         self.inbox = Inbox(config, role.wake)
         self._resolver = CachedResolver()
         self._seen_version = -1
@@ -77,7 +83,7 @@ class Keeper:
 
     def _quiet_s(self, association: Association, revision: int) -> float:
         peer = None
-        if association.door == NETWORK:
+        if association.door in {NETWORK, RETRIEVED}:
             # A journal of an older version names no peer; then title and address decide as they did at the door.
             peer = next((known for known in self.config.peers if known.name == association.peer), None)
         if association.door == NETWORK and peer is None:
@@ -119,6 +125,8 @@ class Keeper:
         if self.role.reload_wanted:
             self.role.reload_wanted = False
             self.config = self.inbox.config = self.reload()
+            self.dispatcher.forget_waiting()
+            self._seen_version = -1
         try:
             if self._has_missed:
                 # What was settled before a fault waits too, and what could not be started is looked at again.
@@ -128,7 +136,7 @@ class Keeper:
             version = self.database.data_version()
             if scan.settled or version != self._seen_version:
                 self._seen_version = version
-                self._start_complete()
+                self.dispatcher.start_complete(self.config)
                 self._answer_requests()
             self.inbox.look()
         except (OSError, sqlite3.Error) as error:
@@ -146,7 +154,8 @@ class Keeper:
             began = time.monotonic()
             scan = self.settler.scan()
             touched = {placement.series_id for placement in scan.settled}
-            self.waiting.touch(touched)
+            new = {placement.series_id for placement in scan.settled if placement.is_new}
+            self.waiting.touch(touched, touched - new)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 for ripe in self.waiting.ripe(began, touched, scan.open_associations, self.config.completion):
@@ -156,7 +165,15 @@ class Keeper:
     def _complete(self, ripe: Ripe) -> None:
         revision, decision = ripe.revision, ripe.decision
         with self.database.immediate():
-            revisions.complete(self.database, revision, decision.verdict, decision.evidence)
+            revisions.complete(
+                self.database,
+                revision,
+                decision.verdict,
+                decision.evidence,
+                rule=decision.rule,
+                otherwise=decision.otherwise,
+            )
+            self._hold_suspect(revision, decision.verdict)
         self.waiting.leave(revision.id)
         series = catalog.by_id(self.database, revision.series_id)
         self._log.info(
@@ -166,18 +183,15 @@ class Keeper:
             verdict=str(decision.verdict),
             instances=series.instances,
         )
-        self._start_complete()
+        self.dispatcher.start_complete(self.config)
 
-    def _start_complete(self) -> None:
-        """Queue or keep each complete revision that nothing holds back."""
-        for revision in revisions.startable(self.database):
-            series = catalog.by_id(self.database, revision.series_id)
-            reason = reason_to_keep(series)
-            with self.database.immediate():
-                if reason:
-                    revisions.keep(self.database, revision, reason)
-                else:
-                    revisions.queue(self.database, revision)
+    def _hold_suspect(self, revision: revisions.Revision, verdict: Verdict) -> None:
+        """Hold a SUSPECT revision where the configuration wants it; a better one after it lifts that hold."""
+        hold = catalog.by_id(self.database, revision.series_id).hold
+        if verdict is Verdict.SUSPECT and self.config.completion.suspect == "hold" and not hold:
+            revisions.set_hold(self.database, revision, HELD_SUSPECT)
+        elif verdict is not Verdict.SUSPECT and hold == HELD_SUSPECT:
+            revisions.lift_hold(self.database, revision, hold)
 
     def _answer_requests(self) -> None:
         """Carry out what other processes asked the keeper to do on its connection."""
@@ -202,18 +216,9 @@ class Keeper:
         """Settle what the receivers left, so that a stopped node has nothing under way."""
         try:
             self._settle()
-            self._start_complete()
+            self.dispatcher.start_complete(self.config)
         except (OSError, sqlite3.Error) as error:
             self._log.error("journal not emptied", error=type(error).__name__, reason=_without_path(error))
-
-
-def reason_to_keep(series: catalog.Series) -> str:
-    """Return why nothing is to run for a series, or an empty text."""
-    if series.own_instances:
-        return "own result: made by ctnode, never processed"
-    if not series.ct_instances:
-        return f"not CT: no CT image object, modality {series.modality or 'unknown'}"
-    return ""
 
 
 def _drain(bell: socket.socket) -> None:

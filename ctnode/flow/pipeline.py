@@ -22,11 +22,16 @@ from ctnode.config import LungMask, Outputs, Pipeline
 from ctnode.ct.grid import Grid, Volume
 from ctnode.ct.select import Candidate, beside, candidates, remarks
 from ctnode.ct.source import Frame, read_frames
+from ctnode.ct.technique import descriptions
+from ctnode.ct.values import PADDING_HU
 from ctnode.ct.volume import build
 from ctnode.flow.job import Job, Run, noop
 from ctnode.flow.products import Products, write_products
 from ctnode.ops.durable import fsync_directory
 from ctnode.ops.process import peak_bytes
+from ctnode.results.arrays import png_offset_hu
+from ctnode.results.predecessors import name_predecessors
+from ctnode.results.provenance import digests, versions
 from ctnode.results.sidecar import write_json
 from ctnode.words import Issue, LungStatus, Refusal, Severity, VolumeReport, VolumeStatus
 
@@ -63,14 +68,14 @@ def process_frames(
     """Do the same for headers that are read already; ``read_s`` counts to the first step."""
     run = _Run(job, list(faults))
     run.seconds["select"] = read_s
-    digests = [frame.digest for frame in frames]
+    sources = [frame.digest for frame in frames]
     try:
         if not frames:
             raise Refusal("the series holds no readable image", code="NO_FILES")
         with run.step("select"):
             found = candidates(frames, run.issues)
     except Refusal as refusal:
-        return [run.refused(refusal, digests)]
+        return [run.refused(refusal, sources)]
     wanted = len(found) if job.settings.volumes == "all" else 1
     general = list(run.issues)
     reports = []
@@ -79,19 +84,19 @@ def process_frames(
             run = _Run(job, list(general), index + 1)
         run.issues.extend(remarks(found, index, converted=wanted > 1))
         run.others = [candidate for _, candidate in beside(found, index)]
-        reports.append(_convert(run, found[index], digests))
+        reports.append(_convert(run, found[index], sources))
     return reports
 
 
-def _convert(run: _Run, candidate: Candidate, digests: Sequence[str]) -> VolumeReport:
+def _convert(run: _Run, candidate: Candidate, sources: Sequence[str]) -> VolumeReport:
     try:
         if candidate.refusal is not None:
             raise candidate.refusal
         with run.step("decode"):
-            volume = build(candidate.frames, run.issues, digests)
+            volume = build(candidate.frames, run.issues, sources)
     except Refusal as refusal:
-        return run.refused(refusal, digests)
-    return run.results(volume, len(digests))
+        return run.refused(refusal, sources)
+    return run.results(volume, len(sources))
 
 
 def refuse(frames: Sequence[Frame], faults: Sequence[Issue], job: Job, refusal: Refusal) -> VolumeReport:
@@ -105,15 +110,15 @@ class _Run(Run):
 
     others: Sequence[Candidate] = ()
 
-    def refused(self, refusal: Refusal, digests: Sequence[str]) -> VolumeReport:
+    def refused(self, refusal: Refusal, sources: Sequence[str]) -> VolumeReport:
         self.issues.append(Issue(refusal.code, Severity.ERROR, str(refusal)))
         number = 0 if refusal.code in _NO_VOLUME else self.number
         with self.step("write"):
             own = {
                 **self._provenance(VolumeStatus.REFUSED, self.issues),
                 "volume": number,
-                "input_digest": hashlib.sha256("\n".join(sorted(set(digests))).encode()).hexdigest(),
-                "source_images": len(digests),
+                "input_digest": hashlib.sha256("\n".join(sorted(set(sources))).encode()).hexdigest(),
+                "source_images": len(sources),
             }
             write_json(self.path("ct.json"), {**_SOFTWARE, "ctnode": own})
             self._sync()
@@ -122,7 +127,11 @@ class _Run(Run):
     def results(self, volume: Volume, sources: int) -> VolumeReport:
         products = write_products(self, volume)
         with self.step("write"):
-            write_json(self.path("ct.json"), self._sidecar(volume, products, sources))
+            # First, for the side-car tells the digests of the files as they are published.
+            name_predecessors(self.job.out, self.outputs, self.job.revision)
+            # Before its own name is among the outputs: it cannot hold its own digest.
+            sidecar = self._sidecar(volume, products, sources)
+            write_json(self.path("ct.json"), sidecar)
             self._sync()
         issues = (*volume.issues, *products.issues)
         return self._report(volume.status, issues, products.lungs, products.reasons)
@@ -152,10 +161,13 @@ class _Run(Run):
             "volume": self.number,
             "other_volumes": [candidate.as_json() for candidate in self.others],
             "settings": {
-                **self.job.settings.model_dump(),
+                "pipeline": self.job.settings.model_dump(),
                 "lungs": self.job.lungs.model_dump(),
+                "outputs": self.job.wanted.model_dump(),
                 "digest": self.job.settings_digest(),
             },
+            "versions": versions(),
+            "sha256": digests(self.job.out / name for name in self.outputs),
             "seconds": _rounded(self.seconds),
             "peak_rss_bytes": peak_bytes(),
         }
@@ -169,14 +181,16 @@ class _Run(Run):
                 **({} if products.grid is None else {"isotropic": _geometry(products.grid)}),
             },
             "dtype": str(volume.voxels.dtype),
+            "padding_value": PADDING_HU,
             "padding_voxels": 0 if volume.padding is None else int(np.count_nonzero(volume.padding)),
             "input_digest": volume.input_digest,
             "source_images": sources,
             "lungs": {"status": str(products.lungs), "reasons": list(products.reasons)},
             # None: the values are no whole numbers that 16 bits hold, so slices.zip was not written.
-            **({"png16": {"offset_hu": products.png_offset_hu}} if self.job.wanted.png16 else {}),
+            **({"png16": {"offset_hu": png_offset_hu(volume.voxels)}} if self.job.wanted.png16 else {}),
         }
-        return {**volume.technique, **_SOFTWARE, "ctnode": own}
+        words = descriptions(volume.header) if self.job.wanted.descriptions else {}
+        return {**volume.technique, **words, **_SOFTWARE, "ctnode": own}
 
     def _report(
         self, status: VolumeStatus, issues: tuple[Issue, ...], lungs: LungStatus, reasons: tuple[str, ...]

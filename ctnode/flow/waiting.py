@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from ctnode.archive import catalog
+from ctnode.archive import catalog, evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.revisions import Revision, get, receiving
 from ctnode.archive.settle import Open
 from ctnode.config import Completion
-from ctnode.flow.completion import Decision, Feeder, Situation, decide
+from ctnode.flow.claims import claims, in_progress
+from ctnode.flow.completion import AT_ONCE, Decision, Feeder, Situation, Wait, decide
+from ctnode.words import EvidenceKind
 
 Clock = Callable[[], float]
 
@@ -24,7 +26,7 @@ Clock = Callable[[], float]
 class _Wait:
     series_id: int
     last_arrival: float
-    opened: float
+    renewed: float
     look_at: float
 
 
@@ -53,6 +55,9 @@ class WaitingRoom:
         self.wall = wall
         self._waits: dict[int, _Wait] = {}
         self._heard: dict[int, _Heard] = {}
+        # Series that something came for since the last look, which may have completed a list.
+        self._fresh: set[int] = set()
+        self._version = -1
 
     def restore(self) -> None:
         """Take over the waits of the index that are not known yet, as after a restart or a turn that failed half-way.
@@ -64,7 +69,7 @@ class WaitingRoom:
             if revision.id in self._waits:
                 continue
             remaining_s = min(max(revision.deadline - wall, 0.0), revision.quiet_s)
-            waited_s = max(wall - revision.opened_at, 0.0)
+            waited_s = max(wall - revision.renewed_at, 0.0)
             self._waits[revision.id] = _Wait(
                 revision.series_id, now + remaining_s - revision.quiet_s, now - waited_s, now + remaining_s
             )
@@ -74,8 +79,11 @@ class WaitingRoom:
                         "UPDATE revisions SET deadline = ? WHERE id = ?", (wall + revision.quiet_s, revision.id)
                     )
 
-    def touch(self, series_ids: Iterable[int]) -> None:
-        """Restart the wait of the series that something arrived for."""
+    def touch(self, series_ids: Iterable[int], resent: Collection[int] = ()) -> None:
+        """Restart the wait of the series that something arrived for.
+
+        Those in ``resent`` got nothing but what they had: it restarts their quiet time, not their longest wait.
+        """
         now = self.monotonic()
         for series_id in set(series_ids):
             row = self.database.execute(
@@ -84,8 +92,9 @@ class WaitingRoom:
             if row is None:
                 continue
             wait = self._waits.get(row[0])
-            opened = now if wait is None else wait.opened
-            self._waits[row[0]] = _Wait(series_id, now, opened, now + row[1])
+            renewed = wait.renewed if wait is not None and series_id in resent else now
+            self._waits[row[0]] = _Wait(series_id, now, renewed, now + row[1])
+            self._fresh.add(series_id)
 
     def next_look_s(self) -> float | None:
         """Return the seconds until a wait has to be looked at; None when nothing waits."""
@@ -113,8 +122,12 @@ class WaitingRoom:
         ripe = []
         self._listen(opened := tuple(opened))
         by_id = {association.association_id: association for association in opened}
+        version = evidence.version(self.database)
+        is_told, self._version = version != self._version, version
+        fresh, self._fresh = (self._fresh if version else set()), set()
         for revision_id, wait in list(self._waits.items()):
-            if wait.look_at > scan_began or wait.series_id in touched:
+            is_due = wait.look_at <= scan_began and wait.series_id not in touched
+            if not is_due and not is_told and wait.series_id not in fresh:
                 continue
             revision = get(self.database, revision_id)
             decision = decide(
@@ -122,10 +135,13 @@ class WaitingRoom:
                 max_wait_s=settings.max_wait_s,
                 association_hold_s=settings.association_hold_s,
             )
-            if isinstance(decision, Decision):
+            # What was not due can only be complete by a list or by the operator's word: both need no quiet.
+            if isinstance(decision, Decision) and (is_due or decision.rule in AT_ONCE):
                 ripe.append(Ripe(revision, decision))
-            else:
+            elif isinstance(decision, Wait) and is_due:
                 wait.look_at = self.monotonic() + decision.seconds
+                if decision.reason != revision.awaits:
+                    revisions.await_next(self.database, revision_id, decision.reason)
         return ripe
 
     def _listen(self, opened: Iterable[Open]) -> None:
@@ -149,6 +165,7 @@ class WaitingRoom:
 
     def _situation(self, revision: Revision, wait: _Wait, opened: dict[int, Open]) -> Situation:
         now = self.monotonic()
+        known = evidence.of_series(self.database, revision.series_id) if self._version else ()
         feeders, aborted = [], 0
         for association_id, last_arrival, how in self.database.execute(
             "SELECT fed.association_id, fed.last_arrival, a.how FROM association_series AS fed"
@@ -162,9 +179,12 @@ class WaitingRoom:
                 feeders.append(Feeder(silent_s, association.is_storing, association.last_arrival - last_arrival))
         return Situation(
             silent_s=now - wait.last_arrival,
-            waited_s=now - wait.opened,
+            waited_s=now - wait.renewed,
             quiet_s=revision.quiet_s,
             feeders=tuple(feeders),
             aborted=aborted,
             positions_mm=tuple(catalog.slice_positions_mm(self.database, revision.series_id)),
+            claims=claims(self.database, revision, known),
+            in_progress=in_progress(known, catalog.by_id(self.database, revision.series_id).modality),
+            is_told=any(one.kind is EvidenceKind.OPERATOR and one.name == f"r{revision.n}" for one in known),
         )

@@ -9,18 +9,20 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from ctnode.archive import catalog, findings, jobs, outbox, revisions
+from ctnode.archive import catalog, findings, jobs, outbox, revisions, timeline
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
-from ctnode.config import Config, Target
-from ctnode.flow.publish import digest_of, prepare, publish
+from ctnode.config import Config
+from ctnode.flow.dispatch import decide_finished, originals_for, results_for
+from ctnode.flow.parcels import parcels_of
+from ctnode.flow.publish import prepare, publish
 from ctnode.ops import log
 from ctnode.ops.process import end_group, identity, is_alive, resident_bytes_of_group
 from ctnode.ops.role import Role
@@ -31,9 +33,6 @@ WATCH_S: Final = 0.05
 RENEW_S: Final = 15.0
 RETRY_S: Final = 1.0
 STORAGE_RETRY_S: Final = 15.0
-
-# Kinds of results that can be sent, and the file of each.
-SENDABLE: Final = {"report": "report.dcm"}
 
 Reload = Callable[[], Config]
 
@@ -189,7 +188,15 @@ class Worker:
         outputs = [name for report in reports for name in report.pop("outputs")]
         for report in reports:
             report["dir"] = str(final)
-        parcels = parcels_of(self.config.targets, outputs, folder, final, self.layout.results)
+        routed = ""
+        if self.config.routes:
+            revision = revisions.get(self.database, revision_id)
+            decision = decide_finished(self.database, self.layout, self.config, revision, reports, folder)
+            parcels = results_for(self.config, decision.fired, outputs, folder, final, self.layout.results)
+            parcels += originals_for(self.database, revision, decision.fired)
+            routed = decision.words()
+        else:
+            parcels = parcels_of(self.config.targets, outputs, folder, final, self.layout.results)
         aside: list[Path] = []
 
         def publish_and_post(is_newest: bool) -> None:
@@ -199,24 +206,13 @@ class Worker:
             findings.record(self.database, revision_id, [findings.Finding.of_report(report) for report in reports])
             if is_newest:
                 outbox.post(self.database, revision_id, parcels)
+            if routed:
+                timeline.note(self.database, revision.series_id, revision.n, "routes", routed)
 
         words = "; ".join(map(_words, reports))
         jobs.finish(self.database, lease, reports, words, publish_and_post)
         for old in aside:
             shutil.rmtree(old)
-
-
-def parcels_of(
-    targets: Sequence[Target], outputs: Sequence[str], folder: Path, final: Path, results: Path
-) -> list[outbox.Parcel]:
-    """Return what the targets are to get of the outputs in ``folder``, which is or will be ``final``."""
-    relative = final.relative_to(results)
-    return [
-        outbox.Parcel(target.name, kind, str(relative / SENDABLE[kind]), digest_of(folder / SENDABLE[kind]))
-        for target in targets
-        for kind in target.send
-        if SENDABLE[kind] in outputs
-    ]
 
 
 class _Child:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from ctnode.words import Unavailable
 
@@ -49,11 +52,18 @@ def make_directories(directory: Path, *, below: Path) -> None:
 
 def write_durable(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replace the file at ``path`` in one step; old or new content survives, never a mixture."""
+    with replacing(path, mode=mode) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
+    """Give a file to write to that takes the place of ``path`` in one step, synced, unless an error is raised."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

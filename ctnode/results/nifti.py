@@ -7,7 +7,6 @@ where.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from isal import igzip
 
 from ctnode.ct.grid import Grid
-from ctnode.ops.durable import fsync_directory
+from ctnode.ops.durable import replacing
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SCANNER: Final = 1
@@ -34,7 +33,7 @@ def write_nifti(
     *,
     description: str,
 ) -> None:
-    """Write ``voxels`` to ``path`` (gzipped where the name ends in ``.gz``), fsynced.
+    """Write ``voxels`` to ``path`` (gzipped where the name ends in ``.gz``), slice by slice, in one step, fsynced.
 
     ``qform`` and ``sform`` hold the same affine with code 1 (scanner), because readers differ in which they prefer.
     The same input gives the same bytes.
@@ -60,8 +59,7 @@ def write_nifti(
     if voxels.shape != grid.shape:
         raise ValueError(f"the voxels {voxels.shape} are not on the grid {grid.shape}")
     header = _header(voxels.dtype, grid, description)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    with os.fdopen(descriptor, "wb") as file:
+    with replacing(path, mode=0o644) as file:
         if path.name.endswith(".gz"):
             # Neither the name nor the time of writing goes into the gzip header: a re-run is byte-identical.
             gzip: Any = igzip.IGzipFile
@@ -69,9 +67,6 @@ def write_nifti(
                 _write(packed, header, voxels)
         else:
             _write(file, header, voxels)
-        file.flush()
-        os.fsync(file.fileno())
-    fsync_directory(path.parent)
 
 
 def _header(dtype: np.dtype[np.generic], grid: Grid, description: str) -> bytes:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageDraw
 
+from ctnode.ct.coarse import LEFT, RIGHT
 from ctnode.ct.grid import Volume
 from ctnode.ct.lungs import Lungs
 from ctnode.ct.window import LUNG, PRESETS, SOFT_TISSUE, View, Window, views_of
-from ctnode.ops.durable import write_durable
 from ctnode.results.canvas import (
-    FAINT,
-    INK,
-    PAPER,
-    WARNING,
+    COLOURS,
+    MARGIN,
     Direction,
     Views,
-    font,
-    legend,
+    foot,
+    head,
     note,
+    save,
     scale_bar,
     spread,
     tile,
-    wrapped,
 )
-from ctnode.words import LungStatus
 
 _TILE: Final = 240
 _GAP: Final = 4
-_MARGIN: Final = 12
+_LEAST_WIDTH: Final = 640
+_LEAST_HEIGHT: Final = 70
+_L: Final = 2
 _COLUMNS: Final = 6
 _ROWS: Final = 4
 _LUNG_LIKE_HU: Final = (-930, -700)
@@ -61,6 +58,13 @@ def view_for(volume: Volume, choice: str) -> tuple[str, View]:
     return ("header", offered[0]) if offered else chosen_window(volume)
 
 
+def told_window(name: str, view: View, unit: str) -> str:
+    """Return the words for a window: its name, center and width."""
+    if not isinstance(view, Window):
+        return f"{name} table"
+    return f"{name} window {view.center_hu:.0f} / {view.width_hu:.0f} {unit}"
+
+
 def write_preview(path: Path, volume: Volume, *, choice: str = "auto") -> None:
     """Write a montage of axial planes from feet to head over the whole of ``volume``, in true proportions.
 
@@ -72,25 +76,21 @@ def write_preview(path: Path, volume: Volume, *, choice: str = "auto") -> None:
     rows = -(-len(indices) // columns)
     height, width = views.fitted("axial", _TILE, _TILE)
     name, window = view_for(volume, choice)
-    numbers = f" {window.center_hu:.0f} / {window.width_hu:.0f} {volume.unit}" if isinstance(window, Window) else ""
-    head = 40
-    size = (
-        2 * _MARGIN + columns * width + (columns - 1) * _GAP,
-        head + rows * (height + _GAP) + _MARGIN,
+    across = columns * width + (columns - 1) * _GAP
+    planes = "plane" if views.count("axial") == 1 else f"planes, {views.spacing_mm[0]:.2f} mm apart, feet to head"
+    page, draw, top = head(
+        f"{views.count('axial')} axial {planes}",
+        max(across, _LEAST_WIDTH),
+        rows * (height + _GAP) - _GAP,
+        note=told_window(name, window, volume.unit),
     )
-    page = Image.new("RGB", (max(size[0], 560), size[1]), PAPER)
-    draw = ImageDraw.Draw(page)
-    step = views.spacing_mm[0]
-    caption = f"{views.count('axial')} axial planes, {step:.2f} mm apart, feet to head   |   {name} window{numbers}"
-    draw.text((_MARGIN, 12), caption, font=font(16), fill=INK)
     for position, index in enumerate(indices):
-        x = _MARGIN + position % columns * (width + _GAP)
-        y = head + position // columns * (height + _GAP)
+        x = MARGIN + position % columns * (width + _GAP)
+        y = top + position // columns * (height + _GAP)
         page.paste(tile(views, "axial", index, (height, width), window, letters=position == 0), (x, y))
         note(draw, (x + 5, y + 4), f"{index + 1}")
-    per_mm = height / views.size_mm("axial")[0]
-    scale_bar(draw, (_MARGIN + 8, head + height - 8), per_mm)
-    _save(page, path)
+    scale_bar(draw, (MARGIN + 8, top + height - 8), height / views.size_mm("axial")[0], width=width - 16)
+    save(page, path)
 
 
 def write_lungs(path: Path, volume: Volume, lungs: Lungs) -> None:
@@ -98,31 +98,34 @@ def write_lungs(path: Path, volume: Volume, lungs: Lungs) -> None:
     views = Views.of(volume, lungs.labels).around_lungs()
     box = (330, 400)
     picture_rows = lung_planes(views)
-    head, line = 44, 22
-    reasons = [text for reason in lungs.reasons for text in wrapped(reason, 15, 4 * box[1] - 40)]
-    foot = 0 if lungs.status is LungStatus.OK else 16 + line * (1 + len(reasons))
-    width = 2 * _MARGIN + 4 * box[1] + 3 * _GAP
-    page = Image.new("RGB", (width, head + len(picture_rows) * (box[0] + _GAP) + foot + _MARGIN), PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.text((_MARGIN, 12), "Lung mask", font=font(18), fill=INK)
-    legend(draw, (_MARGIN + 120, 14))
-    window = f"lung window {LUNG.center_hu:.0f} / {LUNG.width_hu:.0f} HU"
-    draw.text((width - _MARGIN, 14), window, font=font(15), fill=FAINT, anchor="ra")
-    for row, planes in enumerate(picture_rows):
-        y = head + row * (box[0] + _GAP)
+    width = 4 * box[1] + 3 * _GAP
+    scales = [
+        min(min(box[0] / views.size_mm(way)[0], box[1] / views.size_mm(way)[1]) for way, _ in planes)
+        for planes in picture_rows
+    ]
+    # As high as the planes are, so that a slab of few slices leaves no empty boxes.
+    heights = [
+        min(box[0], max(_LEAST_HEIGHT, *(round(views.size_mm(way)[0] * per_mm) for way, _ in planes)))
+        for planes, per_mm in zip(picture_rows, scales, strict=True)
+    ]
+    page, draw, y = head(
+        "Lung mask",
+        width,
+        sum(heights) + _GAP * (len(heights) - 1),
+        foot(lungs.status, lungs.reasons, width),
+        colours=COLOURS,
+        note=told_window("lung", LUNG, volume.unit),
+    )
+    for row, (planes, per_mm, height) in enumerate(zip(picture_rows, scales, heights, strict=True)):
         for column, (direction, index) in enumerate(planes):
-            x = _MARGIN + column * (box[1] + _GAP)
-            page.paste(tile(views, direction, index, box, LUNG), (x, y))
+            x = MARGIN + column * (box[1] + _GAP)
+            page.paste(tile(views, direction, index, (height, box[1]), LUNG, per_mm=per_mm), (x, y))
             note(draw, (x + 5, y + 4), direction)
-            if column == 0:
-                tall, _ = views.fitted(direction, *box)
-                scale_bar(draw, (x + 8, y + box[0] - 8), tall / views.size_mm(direction)[0])
-    if foot:
-        y = head + len(picture_rows) * (box[0] + _GAP) + 10
-        draw.text((_MARGIN, y), str(lungs.status), font=font(17), fill=WARNING)
-        for number, text in enumerate(reasons):
-            draw.text((_MARGIN, y + line * (number + 1)), text, font=font(15), fill=INK)
-    _save(page, path)
+            # One bar for all rows of the same scale.
+            if column == 0 and per_mm not in scales[:row]:
+                scale_bar(draw, (x + 8, y + height - 8), per_mm, width=box[1] - 16)
+        y += height + _GAP
+    save(page, path)
 
 
 def lung_planes(views: Views) -> list[list[tuple[Direction, int]]]:
@@ -130,23 +133,13 @@ def lung_planes(views: Views) -> list[list[tuple[Direction, int]]]:
 
     Without a mask the planes are spread over the whole volume.
     """
-    labels = views.labels
-    spans: list[tuple[int, int]] = []
+    lungs = (RIGHT, LEFT)
+    spans = [views.span(axis, lungs) or (0, size - 1) for axis, size in enumerate(views.voxels.shape)]
     sides = [views.count("sagittal") // 3, 2 * views.count("sagittal") // 3]
-    for axis in range(3):
-        size = views.voxels.shape[axis]
-        span = (0, size - 1)
-        if labels is not None:
-            others = tuple(other for other in range(3) if other != axis)
-            found = np.flatnonzero((labels == 1).any(axis=others) | (labels == 2).any(axis=others))
-            if found.size:
-                span = (int(found[0]), int(found[-1]))
-        spans.append(span)
-    if labels is not None:
-        for place, label in enumerate((1, 2)):
-            columns = np.flatnonzero((labels == label).any(axis=(0, 1)))
-            if columns.size:
-                sides[place] = int(columns[0] + columns[-1]) // 2
+    for place, label in enumerate(lungs):
+        span = views.span(_L, (label,))
+        if span is not None:
+            sides[place] = sum(span) // 2
 
     def at(axis: int, share: float) -> int:
         low, high = spans[axis]
@@ -156,10 +149,3 @@ def lung_planes(views: Views) -> list[list[tuple[Direction, int]]]:
     upright: list[tuple[Direction, int]] = [("coronal", at(1, share)) for share in (0.4, 0.6)]
     upright += [("sagittal", side) for side in sides]
     return [axial, upright]
-
-
-def _save(page: Image.Image, path: Path) -> None:
-    """Write ``page`` as PNG, fsynced."""
-    content = io.BytesIO()
-    page.save(content, format="PNG", compress_level=6)
-    write_durable(path, content.getvalue(), mode=0o644)

@@ -8,7 +8,6 @@ Secondary Capture IOD has no Frame of Reference module, so none is written.
 from __future__ import annotations
 
 import io
-import uuid
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -16,11 +15,9 @@ from typing import Final
 import numpy as np
 import pydicom
 from PIL import Image, ImageDraw
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ExplicitVRLittleEndian
+from pydicom.dataset import Dataset
 
 from ctnode import __version__
-from ctnode.ct.dataset import readable
 from ctnode.ct.grid import Volume
 from ctnode.ct.lungs import WITHOUT_MASK, Lungs
 from ctnode.ct.measure import LungNumbers, Measurements
@@ -39,6 +36,7 @@ from ctnode.results.canvas import (
     tile,
     wrapped,
 )
+from ctnode.results.objects import derived_uid, equipment, file_meta, patient_and_study
 from ctnode.results.png import chosen_window, lung_planes
 from ctnode.words import LungStatus
 
@@ -47,34 +45,6 @@ SERIES_NUMBER: Final = 901
 DISCLAIMER: Final = "Research use only - not for diagnosis"
 # The page: 3 bytes a pixel stay under 2 MB, which every viewer and slow line takes.
 _PAGE: Final = (936, 700)
-
-_NAMESPACE: Final = uuid.UUID("7c1f3b0a-51f8-5f0e-9a35-5f3d0c9b7a11")
-
-# Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): Type 2 attributes are written empty where the source has
-# none, Type 3 ones only where it has them.
-_TYPE_2: Final = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-    "StudyID",
-    "AccessionNumber",
-)
-_TYPE_3: Final = (
-    "SpecificCharacterSet",
-    "IssuerOfPatientID",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "StudyDescription",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "DeidentificationMethodCodeSequence",
-    "TimezoneOffsetFromUTC",
-)
 
 _ROWS: Final = (
     ("Volume", "ml", "volume_ml", 0),
@@ -118,7 +88,7 @@ def write_report(
     """
     page = draw_page(volume, lungs, measurements, revision=revision)
     identity = "|".join((study, series, str(revision), volume.input_digest, __version__, settings_digest))
-    dataset = _patient_and_study(volume.header, study)
+    dataset = patient_and_study(volume.header, study)
     _describe(dataset, identity, made_at, found=lungs.status not in WITHOUT_MASK)
     pixels = np.asarray(page, dtype=np.uint8)
     dataset.SamplesPerPixel = 3
@@ -130,37 +100,10 @@ def write_report(
     dataset.PixelRepresentation = 0
     content = pixels.tobytes()
     dataset.PixelData = content + b"\x00" * (len(content) % 2)
-    dataset.file_meta = _file_meta(dataset)
+    dataset.file_meta = file_meta(dataset)
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
     write_durable(path, buffer.getvalue(), mode=0o644)
-
-
-def derived_uid(*parts: str) -> str:
-    """Return a UID under 2.25 (PS3.5 B.2) that depends on ``parts`` alone."""
-    return f"2.25.{uuid.uuid5(_NAMESPACE, '|'.join(parts)).int}"
-
-
-def _patient_and_study(header: Dataset, study: str) -> Dataset:
-    """Return a data set with the source's patient and study, in the source's character set."""
-    dataset = Dataset()
-    for keyword in _TYPE_3:
-        if _is_filled(header, keyword):
-            dataset[keyword] = header[keyword]
-    for keyword in _TYPE_2:
-        if _is_filled(header, keyword):
-            dataset[keyword] = header[keyword]
-        else:
-            setattr(dataset, keyword, None)
-    # Data sets without UIDs are grouped under a name that is none; their report still needs a valid one.
-    named = study if UID(study).is_valid else derived_uid("study", study)
-    dataset.StudyInstanceUID = readable(header, "StudyInstanceUID") or named
-    return dataset
-
-
-def _is_filled(header: Dataset, keyword: str) -> bool:
-    """Return whether there is a value; one that cannot be read is none."""
-    return readable(header, keyword) is not None and not header[keyword].is_empty
 
 
 def _describe(dataset: Dataset, identity: str, made_at: datetime, *, found: bool) -> None:
@@ -178,9 +121,7 @@ def _describe(dataset: Dataset, identity: str, made_at: datetime, *, found: bool
     dataset.SeriesDescription = "ctnode lung report"
     dataset.InstanceNumber = 1
     dataset.ConversionType = "WSD"
-    dataset.Manufacturer = "ctnode"
-    dataset.ManufacturerModelName = "ctnode"
-    dataset.SoftwareVersions = __version__
+    equipment(dataset, made_at)
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.DerivationDescription = "Lung segmentation and densitometry"
     dataset.BurnedInAnnotation = "NO"
@@ -188,17 +129,6 @@ def _describe(dataset: Dataset, identity: str, made_at: datetime, *, found: bool
     date, time = made_at.strftime("%Y%m%d"), made_at.strftime("%H%M%S.%f")
     dataset.SeriesDate = dataset.ContentDate = dataset.InstanceCreationDate = date
     dataset.SeriesTime = dataset.ContentTime = dataset.InstanceCreationTime = time
-
-
-def _file_meta(dataset: Dataset) -> FileMetaDataset:
-    """Return the file meta information of an Explicit VR Little Endian object."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
-    meta.ImplementationVersionName = f"CTNODE_{__version__}"[:16]
-    return meta
 
 
 def draw_page(volume: Volume, lungs: Lungs, measurements: Measurements, *, revision: int) -> Image.Image:

@@ -22,6 +22,7 @@ from ctnode.ops.role import Role
 from ctnode.wire import channel
 from ctnode.wire.certificates import Material, read_material
 from ctnode.wire.children import RESTART_WAIT_S, Child, Settings, Totals
+from ctnode.wire.events import open_events, pass_on
 from ctnode.wire.listener import Listener, open_listeners
 from ctnode.wire.pacing import Pacing
 from ctnode.wire.peers import parse_address
@@ -106,6 +107,7 @@ class _Acceptor:
         self._paused_until_s = 0.0
         self._storage_fault = ""
         self._run_directory = layout.run
+        self._events = open_events(layout.run)
         # Once set it stays until this process ends: nobody knows what a disk holds whose sync failed.
         self._suspect = clear_by_probe(layout)
 
@@ -115,6 +117,7 @@ class _Acceptor:
         self._take_config()
         self._check_storage()
         role = self._role
+        role.watch(self._events.fileno())
         role.report(port=self._plain.port, address=self._plain.address)
         if self._secured is not None:
             role.report(tls_port=self._secured.port, tls_address=self._secured.address)
@@ -131,6 +134,8 @@ class _Acceptor:
         ready = role.wait(self._pacing.until_due_s(_TICK_S))
         for child in [child for child in self._children if child.end.fileno() in ready]:
             self._hear(child)
+        if self._events.fileno() in ready:
+            pass_on(self._events, [child.end for child in self._children])
         if role.reload_wanted:
             role.reload_wanted = False
             self._do_reload()
@@ -331,6 +336,8 @@ class _Acceptor:
         for held in self._pacing.due(all_of_them=True):
             held.connection.close()
             self._places.give_back(held.place.number)
+        role.unwatch(self._events.fileno())
+        self._events.close()
         role.draining()
         seconds = ORPHAN_DRAIN_S if role.orphaned else self._config.node.drain_s
         for child in self._children:

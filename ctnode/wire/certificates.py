@@ -108,33 +108,6 @@ def check_tls(config: Config) -> None:
             client_context(target)
 
 
-class _ClientSocket(ssl.SSLSocket):
-    """A connection that tells its context why there was no TLS; pynetdicom only logs it, and leaves it open."""
-
-    def connect(self, address: Any) -> None:
-        try:
-            super().connect(address)
-        except OSError as error:
-            if isinstance(self.context, ClientContext):
-                self.context.fault = tls_fault(error)
-            self.close()
-            raise
-
-    def shutdown(self, how: int) -> None:
-        try:
-            super().shutdown(how)
-        except OSError:
-            self.close()
-            raise
-
-
-class ClientContext(ssl.SSLContext):
-    """A context for one call."""
-
-    sslsocket_class = _ClientSocket
-    fault = ""
-
-
 def tls_fault(error: OSError) -> str:
     """Return why a handshake failed, in a few words without anything of the peer's."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -144,7 +117,7 @@ def tls_fault(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def client_context(target: Target) -> ClientContext:
+def client_context(target: Target) -> ssl.SSLContext:
     """Return a context for calling a target.
 
     Raises
@@ -152,9 +125,13 @@ def client_context(target: Target) -> ClientContext:
     ConfigError
         If its files cannot be used.
     """
-    context = ClientContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _harden(context)
-    _trust(context, _read(target.ca, "targets.ca"), "targets.ca")
+    if target.ca:
+        _trust(context, _read(target.ca, "targets.ca"), "targets.ca")
+    else:
+        # Only https without an authority of its own: a public one signed it.
+        context.load_default_certs()
     if target.certificate:
         certificate = _read(target.certificate, "targets.certificate")
         key = _read(target.key, "targets.key") if target.key else certificate

@@ -9,7 +9,21 @@ from typing import Final
 
 from pydicom.uid import UID
 from pynetdicom.presentation import AllStoragePresentationContexts, PresentationContext, build_context
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+PROCEDURE_STEP: Final = "1.2.840.10008.3.1.2.3.3"
+COMMITMENT: Final = "1.2.840.10008.1.20.1"
+# The one instance of the class that all know (PS3.4 J.3.5).
+COMMITMENT_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
+AVAILABILITY: Final = "1.2.840.10008.5.1.4.33"
+# The SOP classes of the services of a peer that are no storage.
+SERVICES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "1.2.840.10008.1.1": "echo",
+        PROCEDURE_STEP: "mpps",
+        COMMITMENT: "commitment",
+        AVAILABILITY: "availability",
+    }
+)
 
 _UNCOMPRESSED: Final = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 _LOSSLESS: Final = (
@@ -34,6 +48,7 @@ _BIG_ENDIAN: Final = ("1.2.840.10008.1.2.2",)
 # kilobytes of it become gigabytes.
 STORAGE_SYNTAXES: Final = _UNCOMPRESSED + _LOSSLESS + _LOSSY + _BIG_ENDIAN
 VERIFICATION_SYNTAXES: Final = _UNCOMPRESSED
+SERVICE_SYNTAXES: Final = VERIFICATION_SYNTAXES
 
 # PS3.8 Table 9-18: transfer-syntaxes-not-supported.
 _NO_TRANSFER_SYNTAX: Final = 4
@@ -44,12 +59,14 @@ Supported = Mapping[str, PresentationContext]
 
 @cache
 def supported_contexts() -> Supported:
-    """Return Verification and all standard storage SOP classes by abstract syntax.
+    """Return the services and all standard storage SOP classes by abstract syntax.
 
     The objects are shared: negotiation reads them and makes its own results, so no association needs a copy (a deep
     copy of the list costs up to 49 ms for each connection).
     """
-    contexts = {str(Verification): build_context(Verification, list(VERIFICATION_SYNTAXES))}
+    contexts = {uid: build_context(uid, list(SERVICE_SYNTAXES)) for uid in SERVICES}
+    # PS3.4 J.2.1: who answers a request of ours on an association of its own proposes itself as SCP.
+    contexts[COMMITMENT].scu_role = contexts[COMMITMENT].scp_role = True
     for offered in AllStoragePresentationContexts:
         uid = str(offered.abstract_syntax)
         contexts[uid] = build_context(uid, list(STORAGE_SYNTAXES))

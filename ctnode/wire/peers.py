@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ctnode.config import Config, Peer
+from ctnode.wire.contexts import SERVICES
 from ctnode.words import ConfigError
 
 PERMANENT: Final = 1
@@ -26,7 +27,6 @@ CONGESTION: Final = 1
 LOCAL_LIMIT: Final = 2
 
 _RESOLVED_FOR_S: Final = 60.0
-_VERIFICATION: Final = "1.2.840.10008.1.1"
 _MEGABYTE: Final = 1 << 20
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -64,8 +64,9 @@ class Terms:
 
     def allow(self, abstract_syntax: str) -> bool:
         """Return whether a presentation context may be accepted."""
-        if abstract_syntax == _VERIFICATION:
-            return "echo" in self.services
+        service = SERVICES.get(abstract_syntax)
+        if service is not None:
+            return service in self.services
         return "store" in self.services and (not self.sop_classes or abstract_syntax in self.sop_classes)
 
 

@@ -33,6 +33,7 @@ from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSI
 from ctnode.wire.command import Command, Malformed, TooMuch, command_pdus, store_response
 from ctnode.wire.contexts import Supported, needed_contexts
 from ctnode.wire.messages import Assembler, Store
+from ctnode.wire.normalized import refusal
 from ctnode.wire.peers import CONGESTED, Reject, Terms
 from ctnode.wire.stream import Stream
 from ctnode.wire.upper import ARTIM_EXPIRED, CLOSING, TRANSPORT_CLOSED, SyncDul, SyncSocket
@@ -189,6 +190,8 @@ class SyncAssociation(Association):
         self.supported = supported
         self._request_timeout_s = request_timeout_s
         self._drain_wanted = False
+        # Held by who reports on this association: one request of ours at a time.
+        self.reporting = threading.Lock()
         self.acse: SyncAcse = SyncAcse(self)
         self.dul: SyncDul = SyncDul(self, stream, max_pdu_bytes, idle_timeout_s, pdu_timeout_s)
         self.dimse: SyncDimse = SyncDimse(self)
@@ -226,6 +229,9 @@ class SyncAssociation(Association):
         finally:
             # What has begun and not ended is discarded before the end is written down.
             self.session.close("lost", self.dul.cause, self.dul.why)
+            # Who waits for an answer of the peer need not wait for his whole time.
+            self.is_established = False
+            self.dimse.msg_queue.put((None, None))
             if self.dul.state_machine.current_state == CLOSING:
                 self.stream.linger(time.monotonic() + LINGER_S)
                 self.dul.cut(TRANSPORT_CLOSED)
@@ -278,7 +284,11 @@ class SyncAssociation(Association):
         """Serve what the peer asked; True if it was released."""
         while self.dimse.requests and not self.dul.is_over:
             context_id, request = self.dimse.requests.popleft()
-            self._serve_request(request, context_id)
+            refused = refusal(request, str(self._accepted_cx[context_id].abstract_syntax))
+            if refused is not None:
+                self.dimse.send_msg(refused, context_id)
+            else:
+                self._serve_request(request, context_id)
             self._is_paused = True
             self.dul.touch()
         # Looked at before it is asked, which would raise and catch on each turn.

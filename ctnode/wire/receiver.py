@@ -23,6 +23,7 @@ from ctnode.ops.role import Role, die_with_parent
 from ctnode.wire import channel
 from ctnode.wire.channel import Message
 from ctnode.wire.children import Settings
+from ctnode.wire.events import answer_report
 from ctnode.wire.host import Ended, Host
 from ctnode.wire.places import Slots
 from ctnode.wire.shared import Shared
@@ -125,6 +126,8 @@ class _Receiver:
             self._drain_s = config.node.drain_s
             role.config_digest = config.digest()
             log.configure(config.log, role=ROLE)
+        elif message.what == "report":
+            answer_report(message, self._host.associations)
         elif message.what == "storage":
             self._shared.storage_fault = str(message.fields["fault"])
             self._shared.spool.suspect = self._shared.spool.suspect or str(message.fields["suspect"])

@@ -14,6 +14,7 @@ from ctnode.archive.spool import Journal
 from ctnode.ops import log
 from ctnode.wire.command import COMMENT_LIMIT, Command, TooMuch
 from ctnode.wire.contexts import refusals
+from ctnode.wire.normalized import Normalized
 from ctnode.wire.peers import (
     CONGESTED,
     TOO_MANY,
@@ -171,6 +172,12 @@ class NodeSession:
         except StorageError as error:
             self._reason = error.message
             raise
+        Normalized(self._journal, self._shared.ledger, self.calling_ae, self._shared.doorbell.ring).serve(association)
+
+    @property
+    def journal_name(self) -> str:
+        """Return the name of the association; empty before it is open."""
+        return self._journal.name if self._journal is not None else ""
 
     def close(self, how: str, cause: str = "", why: str = "") -> None:
         """Discard what has not ended, end the journal, and say so once."""

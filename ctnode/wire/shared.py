@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ctnode.archive.doorbell import Doorbell
+from ctnode.archive.ledger import Ledger
 from ctnode.archive.spool import Spool
 from ctnode.config import Config
 from ctnode.wire.knocks import Knocks
@@ -69,6 +70,11 @@ class Shared:
     tls_context: ssl.SSLContext | None = None
     # Without a folder no peer has a limit of its own.
     slots: Slots | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """Return what all receivers know of procedure steps and transactions."""
+        return Ledger(self.spool)
 
     def apply(self, config: Config) -> None:
         """Take over a configuration; associations that are open keep their time-outs."""

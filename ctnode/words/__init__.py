@@ -15,6 +15,7 @@ from ctnode.words.errors import (
     WrongContext,
     WrongState,
 )
+from ctnode.words.evidence import Evidence, EvidenceKind
 from ctnode.words.records import Issue, LungStatus, Severity, Verdict, VolumeReport, VolumeStatus
 from ctnode.words.states import (
     DELIVERY_TRANSITIONS,
@@ -43,6 +44,8 @@ __all__ = [
     "DeliveryEvent",
     "DeliveryState",
     "DimseStatus",
+    "Evidence",
+    "EvidenceKind",
     "ExitCode",
     "Issue",
     "JobEvent",

@@ -93,6 +93,7 @@ class DeliveryEvent(StrEnum):
     """What moves a delivery."""
 
     CLAIM = "claim"
+    RELEASE = "release"
     SEND = "send"
     CONFIRM = "confirm"
     FAIL = "fail"
@@ -162,6 +163,7 @@ DELIVERY_TRANSITIONS: Final[Mapping[tuple[DeliveryState, DeliveryEvent], Deliver
     {
         (_D.PENDING, _DE.CLAIM): _D.SENDING,
         (_D.PENDING, _DE.CANCEL): _D.CANCELLED,
+        (_D.SENDING, _DE.RELEASE): _D.PENDING,  # not its turn yet: the destination failed before it
         (_D.SENDING, _DE.SEND): _D.SENT,
         (_D.SENDING, _DE.FAIL): _D.RETRY,
         (_D.SENDING, _DE.DIE): _D.DEAD,

@@ -382,12 +382,17 @@ def test_destination_that_is_down_at_first_gets_the_report_later(tmp_path: Path)
         assert len(list((tmp_path / "pacs").iterdir())) == 1
 
 
+DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
 @contextmanager
-def orthanc(place: Path) -> Iterator[tuple[int, int]]:
+def orthanc(place: Path, *, dicomweb: bool = False) -> Iterator[tuple[int, int]]:
     """Run Orthanc with its own storage, on loopback; yield the ports of DICOM and of its REST API."""
     import subprocess
 
     program = tool("Orthanc")
+    if dicomweb and not DICOMWEB.exists():
+        pytest.skip("the DICOMweb plug-in of Orthanc is not installed (Debian package orthanc-dicomweb)")
     place.mkdir()
     dicom_port, http_port = free_port(), free_port()
     (place / "orthanc.json").write_text(
@@ -400,7 +405,8 @@ def orthanc(place: Path) -> Iterator[tuple[int, int]]:
                 "RemoteAccessAllowed": False,
                 "AuthenticationEnabled": False,
                 "DicomAlwaysAllowStore": True,
-                "Plugins": [],
+                "DicomAlwaysAllowFind": True,
+                "Plugins": [str(DICOMWEB)] if dicomweb else [],
             }
         )
     )
@@ -417,11 +423,12 @@ def orthanc(place: Path) -> Iterator[tuple[int, int]]:
         end(process)
 
 
-def rest(port: int, path: str, body: Mapping[str, object] | None = None) -> Any:
+def rest(port: int, path: str, body: Mapping[str, object] | None = None, *, method: str | None = None) -> Any:
     """Ask the REST API of Orthanc."""
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(f"http://{LOOPBACK}:{port}{path}", data=data, timeout=30) as answer:
-        return json.loads(answer.read())
+    request = urllib.request.Request(f"http://{LOOPBACK}:{port}{path}", data=data, method=method)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read() or b"null")
 
 
 def _rest_answers(port: int) -> bool:
@@ -432,16 +439,33 @@ def _rest_answers(port: int) -> bool:
     return True
 
 
-def test_orthanc_shows_the_report_in_the_study_of_the_images(tmp_path: Path) -> None:
+def test_orthanc_has_the_report_once_in_the_study_of_the_images(tmp_path: Path) -> None:
+    """Two archives, one with DICOMweb, which gets the report both ways; each proves in another way that it has it."""
     uid, files = small_series(tmp_path, 42)
-    with orthanc(tmp_path / "orthanc") as (dicom_port, http_port):
-        assert storescu(dicom_port, files).returncode == 0
-        target = {"name": "orthanc", "ae_title": "ORTHANC", "host": LOOPBACK, "port": dicom_port}
-        with Node(tmp_path / "node", targets=[target]) as node:
-            assert node.command("echo", "orthanc").returncode == 0
+    with (
+        orthanc(tmp_path / "plain") as (plain_port, plain_http),
+        orthanc(tmp_path / "web", dicomweb=True) as (port, http_port),
+    ):
+        assert storescu(port, files).returncode == 0
+        there = {"ae_title": "ORTHANC", "host": LOOPBACK}
+        # It reports on storage commitment by calling us.
+        peers = [{"name": "plain", "services": ["commitment"], **there}]
+        targets = [
+            {"name": "plain", "port": plain_port, "proof": "commitment", **there},
+            {"name": "store", "port": port, "proof": "query", **there},
+            {"name": "web", "kind": "dicomweb", "url": f"http://{LOOPBACK}:{http_port}/dicom-web", "proof": "query"},
+        ]
+        sections = {"delivery": {"proof_wait_s": 1.0}, "node": {"accept_unknown": True}}
+        with Node(tmp_path / "node", targets=targets, peers=peers, **sections) as node:
+            rest(plain_http, "/modalities/us", {"AET": "CTNODE", "Host": LOOPBACK, "Port": node.port}, method="PUT")
+            assert node.command("echo", "--all").stdout.count("answers") == 3
             assert storescu(node.port, files).returncode == 0
             node.wait_series(uid)
-            node.wait_for(lambda: [row[1] for row in node.deliveries(uid)] == ["SENT"], "the report is sent")
+            node.wait_for(lambda: [row[1] for row in node.deliveries(uid)] == ["CONFIRMED"] * 3, "three proofs")
+            assert {row[3] for row in node.deliveries(uid)} == {1}
+            # Sent again by hand, by both ways: it stands there once.
+            for name in ("store", "web"):
+                assert "SENT" in node.command("send", uid, "--to", name).stdout
             report = dcmread(node.results(uid) / "report.dcm")
         (study,) = rest(http_port, "/tools/find", {"Level": "Study", "Query": {}, "Expand": True})
         assert study["MainDicomTags"]["StudyInstanceUID"] == str(report.StudyInstanceUID)
@@ -451,3 +475,4 @@ def test_orthanc_shows_the_report_in_the_study_of_the_images(tmp_path: Path) -> 
         (instance,) = found[str(report.SeriesInstanceUID)]["Instances"]
         tags = rest(http_port, f"/instances/{instance}/simplified-tags")
         assert tags["SOPInstanceUID"] == str(report.SOPInstanceUID)
+        assert len(rest(http_port, "/instances")) == len(files) + 1

@@ -160,7 +160,7 @@ def test_the_patient_stands_in_images_and_nowhere_else(
     for path in root.layout.root.rglob("*"):
         relative = path.relative_to(root.layout.root)
         assert CANARY.lower() not in str(relative).lower()
-        if path.is_file() and relative.parts[0] not in allowed and path.name != "report.dcm":
+        if path.is_file() and relative.parts[0] not in allowed and path.name not in {"report.dcm", "seg.dcm", "sr.dcm"}:
             content = path.read_bytes()
             if path.suffix == ".gz":
                 content = gzip.decompress(content)
@@ -175,11 +175,12 @@ def test_the_patient_stands_in_images_and_nowhere_else(
 
 def test_the_report_names_the_patient_only_where_the_standard_wants_it(finished: tuple[Root, Path]) -> None:
     _, out = finished
-    report = pydicom.dcmread(out / "report.dcm")
-    marked = {element.keyword for element in report.iterall() if holds_canary(str(element.value).encode())}
-    assert "PatientName" in marked
-    assert "PatientID" in marked
-    assert marked <= COPIED
+    for name in ("report.dcm", "seg.dcm", "sr.dcm"):
+        made = pydicom.dcmread(out / name)
+        marked = {element.keyword for element in made.iterall() if holds_canary(str(element.value).encode())}
+        assert "PatientName" in marked
+        assert "PatientID" in marked
+        assert marked <= COPIED
 
 
 def test_headers_and_chunks_of_results_hold_technique_only(finished: tuple[Root, Path]) -> None:
@@ -194,6 +195,5 @@ def test_headers_and_chunks_of_results_hold_technique_only(finished: tuple[Root,
         assert not holds_canary(text.encode())
         for word in ("Institution", "Physician", "Description", "Operators", "Station"):
             assert word not in text
-    assert {"ct.json", "ct.nii.gz", "report.dcm", "lungs.nii.gz", "preview.png"} <= {
-        path.name for path in out.iterdir()
-    }
+    pictures = {"preview.png", "mpr.png", "lungs.png", "histogram.png", "surface.png"}
+    assert pictures | {"ct.json", "ct.nii.gz", "report.dcm", "lungs.nii.gz"} <= {path.name for path in out.iterdir()}

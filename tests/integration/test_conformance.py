@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from ctnode import __version__
+from ctnode.archive import vouching
 from ctnode.config import Config, Node, Peer
+from ctnode.wire import normalized
 from ctnode.wire.certificates import Material
-from ctnode.wire.contexts import supported_contexts
+from ctnode.wire.contexts import SERVICES, supported_contexts
+from ctnode.wire.query import FIND, GET, MOVE
 from ctnode.words import DimseStatus
 from tests.certificates import Authority
 from tests.wire_peers import (
@@ -87,8 +90,24 @@ def offered(node: Receiver, *proposed: tuple[int, str, tuple[str, ...]]) -> dict
 
 def test_sop_classes() -> None:
     listed = [row[1] for row in table("SOP class", "UID")]
-    assert sorted([VERIFICATION, *listed]) == sorted(supported_contexts())
-    assert [row[2:] for row in table("service", "SOP class UID", "SCU", "SCP")] == [("yes", "yes")] * 2
+    services = table("service", "SOP class UID", "SCU", "SCP")
+    served = [row[1] for row in services if row[3] == "yes"]
+    assert [name for name in served if "*" not in name] == list(SERVICES)
+    assert sorted([*SERVICES, *listed]) == sorted(supported_contexts())
+    assert [row[1] for row in services if row[2:] == ("yes", "no")] == [FIND, MOVE, GET]
+
+
+def test_statuses_of_the_other_services() -> None:
+    """Each status that the code can answer is in the table, and the other way round."""
+    rows = table("request", "status", "when")
+    listed = {int(row[1].partition(",")[0], 16) for row in rows}
+    codes = {name: value for name, value in vars(normalized).items() if name.isupper() and name[0] != "_"}
+    ours = {value for value in codes.values() if isinstance(value, int) and value <= 0xFFFF}
+    assert listed | {normalized.NO_LONGER_UPDATED, normalized.SUCCESS} == ours
+    assert any("A710" in row[1] for row in rows)
+    assert {int(row[0], 16) for row in table("failure reason", "when")} == {
+        vouching.PROCESSING_FAILURE, vouching.NO_SUCH_INSTANCE, vouching.CLASS_CONFLICT,
+    }  # fmt: skip
 
 
 def test_each_sop_class_is_accepted(node: Receiver) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from ctnode.archive import catalog, jobs, outbox, revisions
+from ctnode.archive import catalog, jobs, lanes, outbox, proofs, revisions
 from ctnode.archive import database as database_module
 from ctnode.archive.database import Database, copy_to, journal_mode, wal_is_safe
 from ctnode.archive.schema import MIGRATIONS
@@ -320,9 +320,16 @@ def test_what_a_running_node_asks_walks_no_large_table(tmp_path: Path) -> None:
         jobs.renew(root.database, lease)
         parcels = [outbox.Parcel("pacs", "report", f"{k}", "d") for k in range(3)]
         jobs.finish(root.database, lease, [], "", lambda _: outbox.post(root.database, lease.revision_id, parcels))
-        outbox.targets_due(root.database)
+        lanes.due(root.database)
         for delivery in outbox.claim(root.database, "pacs", "one"):
             outbox.sent(root.database, delivery, 0, "")
+        lanes.backlog(root.database, "pacs", 60.0)
+        lanes.waiting_series(root.database, "pacs")
+        lanes.senders(root.database, 1)
+        proofs.due(root.database, "pacs")
+        proofs.report(root.database, "2.25.1", [])
+        outbox.listed(root.database, state="DEAD")
+        outbox.attempts(root.database, 1)
         jobs.release_interrupted(root.database, "nobody")
         jobs.listing(root.database)
         jobs.pending(root.database)

@@ -14,6 +14,7 @@ from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
 from ctnode.flow.job import Job
 from ctnode.flow.pipeline import process_series
+from ctnode.results.canvas import WARNING
 from ctnode.words import LungStatus
 from tests.phantom_series import SERIES, STUDY
 
@@ -89,11 +90,19 @@ def test_truncated_lungs_say_so_in_every_file(files, tmp_path):
     assert {numbers["status"], *(numbers[part]["status"] for part in ("right", "left", "both"))} == {"TRUNCATED"}
     assert json.loads((out / "histogram.json").read_text())["status"] == "TRUNCATED"
     assert (out / "histogram.csv").read_text().splitlines()[500].endswith(",TRUNCATED")
-    # The picture grows a foot with the status and its reasons.
+    # Each picture of the mask has a foot with the status and its reasons.
     whole = tmp_path / "whole"
     assert run(files, whole).lungs is LungStatus.OK
-    with Image.open(out / "lungs.png") as marked, Image.open(whole / "lungs.png") as plain:
-        assert marked.height > plain.height
+    for name in ("lungs.png", "histogram.png", "surface.png"):
+        marked, plain = (foot_colours(folder / name) for folder in (out, whole))
+        assert WARNING in marked
+        assert WARNING not in plain
+
+
+def foot_colours(path):
+    with Image.open(path) as picture:
+        foot = picture.convert("RGB").crop((0, picture.height - 90, 200, picture.height))
+        return {colour for _, colour in foot.getcolors(1 << 16)}
 
 
 def test_without_lungs_nothing_is_quantified(files, tmp_path):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ctnode.archive import outbox, revisions, timeline
-from ctnode.archive.outbox import LEASE_S, Delivery, Parcel
+from ctnode.archive import lanes, outbox, revisions, timeline
+from ctnode.archive.outbox import LEASE_S, UNCERTAIN, Delivery, Parcel
 from ctnode.words import DeliveryState, NotFound
 from tests.archive_root import Image, Root, stack
 
@@ -29,6 +29,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(outbox, "time", clock)
+    monkeypatch.setattr(lanes, "time", clock)
     monkeypatch.setattr(revisions, "time", clock)
     return clock
 
@@ -57,13 +58,13 @@ def states(root: Root) -> list[tuple[object, ...]]:
 
 def test_a_parcel_is_owed_claimed_and_sent(root: Root) -> None:
     post(root)
-    assert outbox.targets_due(root.database) == ("pacs",)
+    assert lanes.due(root.database) == ("pacs",)
     delivery = taken(root)
     assert (delivery.state, delivery.attempt, delivery.path) == (DeliveryState.SENDING, 1, REPORT.path)
     assert outbox.claim(root.database, "pacs", "two") == ()
     outbox.sent(root.database, delivery, 0x0000, "")
     assert states(root) == [("pacs", "SENT", 1)]
-    assert outbox.targets_due(root.database) == ()
+    assert lanes.due(root.database) == ()
     assert timeline.read(root.database, 1)[-1].text == f"{REPORT.path}: sent to pacs (status 0000H)"
 
 
@@ -72,9 +73,9 @@ def test_each_destination_has_its_own(root: Root, clock: Clock) -> None:
     outbox.failed(root.database, taken(root), 0xA700, "full", wait_s=100.0)
     outbox.sent(root.database, taken(root, "other"), 0, "")
     assert states(root) == [("pacs", "RETRY", 1), ("other", "SENT", 1)]
-    assert outbox.targets_due(root.database) == ()
+    assert lanes.due(root.database) == ()
     clock.now += 100.0
-    assert outbox.targets_due(root.database) == ("pacs",)
+    assert lanes.due(root.database) == ("pacs",)
     assert taken(root).attempt == 2
 
 
@@ -83,7 +84,7 @@ def test_what_is_in_vain_is_given_up_and_can_be_sent_by_hand(root: Root) -> None
     outbox.failed(root.database, taken(root), 0xA900, "mismatch", wait_s=None)
     assert states(root) == [("pacs", "DEAD", 1)]
     assert root.database.counters()["deliveries.DEAD"] == 1
-    assert outbox.targets_due(root.database) == ()
+    assert lanes.due(root.database) == ()
     post(root, again=True)
     assert states(root) == [("pacs", "PENDING", 0)]
 
@@ -132,7 +133,7 @@ def test_a_lost_lease_is_tried_again(root: Root, clock: Clock) -> None:
     post(root)
     lost = taken(root)
     clock.now += LEASE_S + 1
-    assert outbox.targets_due(root.database) == ("pacs",)
+    assert lanes.due(root.database) == ("pacs",)
     again = taken(root)
     assert again.attempt == 2
     outbox.sent(root.database, lost, 0, "too late")
@@ -141,6 +142,16 @@ def test_a_lost_lease_is_tried_again(root: Root, clock: Clock) -> None:
     assert states(root) == [("pacs", "SENDING", 2)]
     outbox.sent(root.database, again, 0, "")
     assert states(root) == [("pacs", "SENT", 2)]
+
+
+def test_what_was_claimed_and_cannot_have_gone_out_goes_back_uncounted(root: Root) -> None:
+    post(root, *(Parcel("pacs", "report", f"{k}", "aa") for k in range(UNCERTAIN + 30)))
+    claimed = outbox.claim(root.database, "pacs", "gone", limit=UNCERTAIN + 20)
+    for delivery in claimed[:5]:
+        outbox.sent(root.database, delivery, 0, "")
+    assert outbox.take_back(root.database) == UNCERTAIN
+    found = [(row[1], row[2]) for row in states(root)]
+    assert found == [("SENT", 1)] * 5 + [("RETRY", 1)] * UNCERTAIN + [("PENDING", 0)] * 25
 
 
 # ------------------------------------------------------------------------------- a newer revision comes
@@ -159,7 +170,7 @@ def test_what_waits_is_cancelled(root: Root, clock: Clock, state: str) -> None:
     supersede(root)
     assert states(root)[0][1] == "CANCELLED"
     clock.now += 1e6
-    assert outbox.targets_due(root.database) == ()
+    assert lanes.due(root.database) == ()
 
 
 @pytest.mark.parametrize(("end", "state"), [("sent", "SENT"), ("failed", "CANCELLED"), ("lost", "CANCELLED")])

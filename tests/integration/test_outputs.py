@@ -42,7 +42,7 @@ def run(files, out, pipeline=None, **wanted):
 
 
 def test_the_volume_alone(files, tmp_path):
-    report = run(files, tmp_path / "out", iso=False, lungs=False, preview=False)
+    report = run(files, tmp_path / "out", iso=False, lungs=False, preview=False, mpr=False)
     assert set(report.outputs) == {"ct.json", "ct.nii.gz"} == {path.name for path in (tmp_path / "out").iterdir()}
     assert (report.status, report.lungs) == (VolumeStatus.EXACT, LungStatus.NOT_RUN)
     assert report.reasons == ("not wanted (outputs.lungs)",)

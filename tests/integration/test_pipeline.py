@@ -327,8 +327,9 @@ def chest_files(tmp_path_factory):
 
 
 ALL = {
-    "ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png",
-    "measurements.json", "histogram.json", "histogram.csv", "report.dcm",
+    "ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "mpr.png", "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png",
+    "measurements.json", "histogram.json", "histogram.csv", "report.dcm", "seg.dcm", "sr.dcm", "surface.png",
+    "histogram.png",
 }  # fmt: skip
 
 
@@ -451,7 +452,10 @@ def test_a_volume_without_lungs_gets_no_mask(tmp_path):
     files = write_series(tmp_path, np.zeros(water.shape, np.int16), water, study_uid=STUDY, series_uid=SERIES)
     report = run(files, tmp_path / "out")
     assert report.lungs is LungStatus.NO_LUNGS
-    of_lungs = {"lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png", "histogram.json", "histogram.csv"}
+    of_lungs = {
+        "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png", "histogram.json", "histogram.csv", "histogram.png",
+        "surface.png", "seg.dcm", "sr.dcm",
+    }  # fmt: skip
     assert set(report.outputs) == ALL - of_lungs
 
 
@@ -460,7 +464,7 @@ def test_a_volume_that_is_not_in_hu_is_not_measured(tmp_path):
     report = run(files, tmp_path / "out")
     assert report.lungs is LungStatus.NOT_RUN
     assert report.reasons
-    assert set(report.outputs) == {"ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png"}
+    assert set(report.outputs) == {"ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "mpr.png"}
 
 
 @pytest.mark.parametrize(("pick", "volume"), [(without(), 1), (without(*range(8)), 0)])
@@ -499,7 +503,7 @@ def test_what_is_not_whole_is_converted_and_not_measured(tmp_path, pick, code):
     assert code in {issue.code for issue in report.issues}
     assert report.lungs is LungStatus.NOT_RUN
     assert report.reasons
-    assert set(report.outputs) == {"ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png"}
+    assert set(report.outputs) == {"ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "mpr.png"}
 
 
 @pytest.fixture(scope="module")
@@ -541,7 +545,7 @@ def test_all_volumes_are_converted_beside_each_other(two_volumes, tmp_path):
         (1, VolumeStatus.EXACT), (2, VolumeStatus.EXACT), (3, VolumeStatus.REFUSED)
     ]  # fmt: skip
     assert reports[1].lungs is LungStatus.NOT_RUN
-    assert set(reports[1].outputs) == {"ct_2.json", "ct_2.nii.gz", "ct_iso_2.nii.gz", "preview_2.png"}
+    assert set(reports[1].outputs) == {"ct_2.json", "ct_2.nii.gz", "ct_iso_2.nii.gz", "preview_2.png", "mpr_2.png"}
     assert set(reports[2].outputs) == {"ct_3.json"}
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {name for report in reports for name in report.outputs}

@@ -21,7 +21,6 @@ from structlog.testing import capture_logs
 
 from ctnode.config import Config, Node, Peer
 from ctnode.config import Receiver as ReceiverKeys
-from ctnode.wire.contexts import supported_contexts
 from tests.wire_peers import (
     ABORT,
     ASSOCIATE_AC,
@@ -506,8 +505,9 @@ class Reports:
 
 @pytest.fixture
 def committing(tmp_path: Path) -> Iterator[Receiver]:
-    supported = {**supported_contexts(), COMMITMENT: build_context(COMMITMENT, [EXPLICIT, IMPLICIT])}
-    with receiver(tmp_path, supported=supported) as running:
+    services = ("echo", "store", "commitment")
+    peers = tuple(Peer(name=title, ae_title=title, host="127.0.0.1", services=services) for title in ("SCU", "RAW"))
+    with receiver(tmp_path, Config(peers=peers)) as running:
         yield running
 
 

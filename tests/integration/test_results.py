@@ -17,9 +17,11 @@ from ctnode.ct.grid import Grid, Volume
 from ctnode.ct.lungs import segment
 from ctnode.ct.measure import measure
 from ctnode.ct.phantom import chest
+from ctnode.results import nifti as nifti_module
 from ctnode.results import report as report_module
 from ctnode.results.nifti import write_nifti
 from ctnode.results.png import chosen_window, write_lungs, write_preview
+from ctnode.results.predecessors import name_predecessors
 from ctnode.results.report import DISCLAIMER, derived_uid, write_report
 from ctnode.results.sidecar import write_json
 from ctnode.words import VolumeStatus
@@ -110,6 +112,32 @@ def test_nifti_is_the_same_bytes_twice_and_holds_no_name_or_time(tmp_path, examp
     assert first == (tmp_path / "b.nii.gz").read_bytes()
     assert first[3] == 0  # no file name in the gzip header
     assert first[4:8] == b"\0\0\0\0"  # no time
+
+
+def test_nifti_says_what_it_holds_and_nothing_else(tmp_path, example):
+    volume, _, _ = example
+    write_nifti(tmp_path / "a.nii", volume.voxels, volume.grid, description="CT in HU")
+    header = nibabel.load(tmp_path / "a.nii").header
+    assert bytes(header["descrip"]).rstrip(b"\0") == b"CT in HU"
+    for field in ("data_type", "db_name", "aux_file", "intent_name"):
+        assert not bytes(header[field]).strip(b"\0"), field
+    assert (tmp_path / "a.nii").stat().st_size == 352 + volume.voxels.nbytes
+
+
+def test_a_nifti_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.nii.gz"
+    grid = Grid((2, 3, 4), np.eye(4))
+    write_nifti(path, np.zeros(grid.shape, dtype=np.int16), grid, description="first")
+    before = path.read_bytes()
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nifti_module, "_write", full)
+    with pytest.raises(OSError, match="No space"):
+        write_nifti(path, np.ones(grid.shape, dtype=np.int16), grid, description="second")
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
 def test_nifti_refuses_what_readers_would_place_wrongly(tmp_path):
@@ -206,8 +234,12 @@ def test_what_changes_the_report_changes_its_uids(tmp_path, example):
 def test_a_validator_finds_no_error_in_the_report(tmp_path, which, request):
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy (dicom3tools) is not installed")
-    write(tmp_path / "a.dcm", request.getfixturevalue(which))
-    done = subprocess.run(["dciodvfy", str(tmp_path / "a.dcm")], capture_output=True, text=True, check=False)
+    for revision in (1, 2):
+        (tmp_path / f"r{revision}").mkdir()
+        write(tmp_path / f"r{revision}" / "a.dcm", request.getfixturevalue(which), revision=revision)
+    # With all that a later revision says of the earlier one.
+    name_predecessors(tmp_path / "r2", ["a.dcm"], 2)
+    done = subprocess.run(["dciodvfy", str(tmp_path / "r2" / "a.dcm")], capture_output=True, text=True, check=False)
     found = done.stdout + done.stderr
     assert "SCImage" in found
     assert "Error" not in found, found

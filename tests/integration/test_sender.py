@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pynetdicom import AE, evt
+from pynetdicom.dsutils import decode
 from pynetdicom.presentation import AllStoragePresentationContexts
 
 from ctnode.wire.sender import Destination, Outcome, echo, outcome_of, send
@@ -101,7 +104,9 @@ def test_our_own_receiver_keeps_them_bit_for_bit(tmp_path: Path) -> None:
         (0xA7FF, Outcome.RETRY),
         (0xA900, Outcome.DEAD),
         (0xC000, Outcome.DEAD),
-        (0x0110, Outcome.DEAD),
+        (0x0110, Outcome.RETRY),
+        (0x0213, Outcome.RETRY),
+        (0x0124, Outcome.DEAD),
         (0x0122, Outcome.DEAD),
     ],
 )
@@ -139,23 +144,22 @@ def test_an_association_that_ends_leaves_the_rest_to_try_again(tmp_path: Path) -
         write(tmp_path / name, name)
     with scp({names[1]: "abort"}) as (there, _):
         results = list(send(there, "US", [tmp_path / name for name in names], 20))
-    assert [result.outcome for result in results] == [Outcome.SENT, Outcome.RETRY, Outcome.RETRY]
+    assert [result.outcome for result in results] == [Outcome.SENT, Outcome.RETRY, Outcome.UNTRIED]
+    assert [result.may_have_arrived for result in results] == [False, True, False]
 
 
-# pynetdicom leaves a socket that could not connect to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nobody_there_and_rejected_are_tried_again(tmp_path: Path) -> None:
     write(tmp_path / "a", uid(1))
     for there, why in (
-        (closed_port(), "no association"),
+        (closed_port(), "no connection: connection refused"),
         (Destination("nowhere", "X", "host.invalid", 104), "the host is not known"),
     ):
         (result,) = send(there, "US", [tmp_path / "a"], 20)
-        assert (result.outcome, result.status, result.comment) == (Outcome.RETRY, None, why)
+        assert (result.outcome, result.status, result.comment) == (Outcome.UNTRIED, None, why)
         assert not echo(there, "US", 20).ok
     with scp(require_calling_aet=["SOMEBODY"]) as (there, _):
         (result,) = send(there, "US", [tmp_path / "a"], 20)
-        assert result.outcome is Outcome.RETRY
+        assert result.outcome is Outcome.UNTRIED
         assert "rejected" in result.comment
         answer = echo(there, "US", 20)
         assert not answer.ok
@@ -195,3 +199,68 @@ def test_a_closed_iterator_releases_the_association(tmp_path: Path) -> None:
         node.wait_ended(1)
         assert '"released"' in node.journals()[0]
         assert len(node.files()) == 1
+
+
+def compressed(path: Path) -> tuple[str, Any]:
+    """Write an image in JPEG-LS; return its UID and its pixels."""
+    import numpy as np
+    from pydicom.uid import JPEGLSLossless
+
+    pixels = np.random.default_rng(7).integers(0, 4000, (32, 32), dtype=np.uint16)
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = EXPLICIT
+    image.SOPClassUID, image.SOPInstanceUID = CT, uid(3, 1)
+    image.file_meta.MediaStorageSOPClassUID, image.file_meta.MediaStorageSOPInstanceUID = CT, uid(3, 1)
+    image.StudyInstanceUID, image.SeriesInstanceUID = uid(1), uid(1, 1)
+    image.Rows, image.Columns = pixels.shape
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.BitsAllocated = image.BitsStored = 16
+    image.HighBit, image.PixelRepresentation = 15, 0
+    image.PixelData = pixels.tobytes()
+    image.compress(JPEGLSLossless, generate_instance_uid=False)
+    image.save_as(path, enforce_file_format=True)
+    return uid(3, 1), pixels
+
+
+def only(*syntaxes: str) -> list[Any]:
+    entity = AE("X")
+    entity.add_supported_context(CT, list(syntaxes))
+    return entity.supported_contexts
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+def test_a_compressed_object_is_decoded_only_where_that_is_wanted_and_needed(tmp_path: Path, syntax: str) -> None:
+    name, pixels = compressed(tmp_path / "packed")
+    with scp(supported_contexts=only(syntax)) as (there, stored):
+        (result,) = send(there, "US", [tmp_path / "packed"], 20)
+        assert (result.outcome, result.comment) == (Outcome.DEAD, "transfer syntax not accepted")
+        (result,) = send(replace(there, transcode=True), "US", [tmp_path / "packed"], 20)
+        assert (result.path, result.outcome) == (tmp_path / "packed", Outcome.SENT)
+    arrived = decode(BytesIO(stored[name]), syntax == IMPLICIT, True)
+    assert arrived.SOPInstanceUID == name
+    assert arrived.PixelData == pixels.tobytes()
+    # Whoever takes it as it is gets it as it is.
+    with scp(supported_contexts=only(JPEG_LS, syntax)) as (there, stored):
+        (result,) = send(replace(there, transcode=True), "US", [tmp_path / "packed"], 20)
+        assert result.outcome is Outcome.SENT
+    assert (tmp_path / "packed").read_bytes().endswith(stored[name])
+
+
+def test_an_uncompressed_object_goes_to_whoever_knows_only_implicit(tmp_path: Path) -> None:
+    write(tmp_path / "plain", uid(1), pixels=bytes(range(200)))
+    with scp(supported_contexts=only(IMPLICIT)) as (there, stored):
+        (result,) = send(there, "US", [tmp_path / "plain"], 20)
+    assert result.outcome is Outcome.SENT
+    assert decode(BytesIO(stored[uid(1)]), True, True).PixelData == bytes(range(200))
+
+
+def test_what_cannot_be_decoded_is_dead_and_the_others_go(tmp_path: Path) -> None:
+    compressed(tmp_path / "a-packed")
+    write(tmp_path / "b-broken", uid(2), syntax=JPEG_LS, pixels=b"no JPEG at all..")
+    write(tmp_path / "c-plain", uid(3))
+    with scp(supported_contexts=only(EXPLICIT)) as (there, stored):
+        results = list(send(replace(there, transcode=True), "US", sorted(tmp_path.iterdir()), 20))
+    assert [result.outcome for result in results] == [Outcome.SENT, Outcome.DEAD, Outcome.SENT]
+    assert results[1].comment.startswith("cannot be transcoded")
+    assert len(stored) == 2

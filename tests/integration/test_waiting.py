@@ -151,7 +151,8 @@ def test_an_association_in_the_middle_of_a_store_holds_up_to_the_longest_wait(wa
         watch.turn()
         assert watch.go(899.0, step=10.0) == []
         (ripe,) = watch.go(2.0)
-        assert ripe.decision.verdict is Verdict.SUSPECT
+        assert ripe.decision.verdict is Verdict.LIKELY
+        assert ripe.decision.rule == "longest wait"
         incoming.discard()
 
 

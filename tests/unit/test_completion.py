@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ctnode.config import Completion, Config, Peer
 from ctnode.flow.completion import (
+    Claim,
     Decision,
     Feeder,
     Situation,
@@ -42,6 +43,10 @@ def decided(**changes: object) -> Wait | Decision:
 FRESH = Feeder(silent_s=12.0, is_storing=False, elsewhere_s=0.0)
 STORING = Feeder(silent_s=500.0, is_storing=True, elsewhere_s=0.0)
 ASLEEP = Feeder(silent_s=60.0, is_storing=False, elsewhere_s=0.0)
+WHOLE = Claim("mpps completed from CT1 with 20 instances", 0, covers=True)
+SHORT = Claim("commitment request from CT1 with 22 instances", 2, covers=True)
+PARTIAL = Claim("mpps discontinued from CT1 with 5 instances", 0, covers=False)
+EARLY = Claim("query result from PACS with 20 instances", 0, covers=True, is_early=True)
 GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
 
 
@@ -60,9 +65,29 @@ GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
         ("quiet, its association sleeps for a minute", {"feeders": (ASLEEP,)}, Verdict.LIKELY),
         ("quiet, its association sends other series since", {"feeders": (GONE_ON,)}, Verdict.LIKELY),
         ("quiet, one of two associations still holds", {"feeders": (ASLEEP, FRESH)}, None),
-        ("never quiet, but the longest wait is over", {"silent_s": 0.0, "waited_s": 900.0}, Verdict.SUSPECT),
-        ("held, but the longest wait is over", {"feeders": (STORING,), "waited_s": 900.0}, Verdict.SUSPECT),
-        ("quiet longer than the longest wait", {"quiet_s": 2000.0, "waited_s": 900.0}, Verdict.SUSPECT),
+        ("never quiet, but the longest wait is over", {"silent_s": 0.0, "waited_s": 900.0}, Verdict.LIKELY),
+        ("held, but the longest wait is over", {"feeders": (STORING,), "waited_s": 900.0}, Verdict.LIKELY),
+        (
+            "the longest wait, a slice is missing",
+            {"waited_s": 900.0, "positions_mm": GAPPED},
+            Verdict.SUSPECT,
+        ),
+        ("the longest wait, a list is not whole", {"waited_s": 900.0, "claims": (SHORT,)}, Verdict.SUSPECT),
+        ("a whole list, just arrived", {"silent_s": 0.0, "claims": (WHOLE,)}, Verdict.COMPLETE),
+        ("a whole list, its association still open", {"feeders": (FRESH,), "claims": (WHOLE,)}, Verdict.COMPLETE),
+        ("a whole list, a step in progress", {"in_progress": "CT1", "claims": (WHOLE,)}, Verdict.COMPLETE),
+        ("a whole list, another not whole, quiet", {"claims": (WHOLE, SHORT)}, None),
+        ("a list that is not whole, quiet", {"claims": (SHORT,)}, None),
+        ("a list of less than came, just arrived", {"silent_s": 0.0, "claims": (PARTIAL,)}, None),
+        ("a list of less than came, quiet", {"claims": (PARTIAL,)}, Verdict.LIKELY),
+        ("a PACS that may be receiving itself, just arrived", {"silent_s": 0.0, "claims": (EARLY,)}, None),
+        ("a PACS that may be receiving itself, quiet", {"claims": (EARLY,)}, Verdict.LIKELY),
+        ("a step in progress, quiet", {"in_progress": "CT1"}, None),
+        ("a step in progress for the longest wait", {"in_progress": "CT1", "waited_s": 900.0}, Verdict.LIKELY),
+        ("the operator says so, just arrived", {"silent_s": 0.0, "is_told": True}, Verdict.LIKELY),
+        ("the operator says so, a list is not whole", {"is_told": True, "claims": (SHORT,)}, Verdict.SUSPECT),
+        ("a whole list of a series with a gap", {"positions_mm": GAPPED, "claims": (WHOLE,)}, Verdict.COMPLETE),
+        ("quiet longer than the longest wait", {"quiet_s": 2000.0, "waited_s": 900.0}, Verdict.LIKELY),
     ],
 )
 def test_verdicts(words: str, changes: dict[str, object], verdict: Verdict | None) -> None:
@@ -88,11 +113,13 @@ def test_a_verdict_says_why() -> None:
     )
 
 
-def test_a_first_form_proves_nothing() -> None:
-    """COMPLETE is kept for a proof (an expected count); quiet alone is LIKELY at best."""
+def test_without_a_list_of_the_sender_nothing_is_proven() -> None:
+    """COMPLETE is kept for a proof; quiet alone is LIKELY at best."""
     decision = decided()
     assert isinstance(decision, Decision)
     assert decision.verdict is not Verdict.COMPLETE
+    assert decision.rule == "quiet time"
+    assert decision.otherwise
 
 
 @given(

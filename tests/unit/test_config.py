@@ -10,7 +10,7 @@ import pytest
 
 from ctnode import config as configuration
 from ctnode.config import RELOADABLE, Config, diff, document, explain, from_words, load, reloaded, require_root
-from ctnode.config.models import KEYS, Peer, Target
+from ctnode.config.models import KEYS, LISTS, Peer, Target
 from ctnode.words import ConfigError, Unavailable
 
 pytestmark = pytest.mark.unit
@@ -48,7 +48,12 @@ def test_the_document_loads_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_commented_out_in_the_document_would_load(tmp_path: Path) -> None:
-    text = re.sub(r"^# (\[\[|(?:name|ae_title|host|port|quiet_s|send) = )", r"\1", document(), flags=re.MULTILINE)
+    text = re.sub(
+        r"^# (\[\[|(?:name|ae_title|host|port|quiet_s|send|to|project|key_file) = )",
+        r"\1",
+        document(),
+        flags=re.MULTILINE,
+    )
     loaded = from_text(tmp_path, text).config
     assert [peer.name for peer in loaded.peers] == ["ct1"]
     assert [target.name for target in loaded.targets] == ["pacs"]
@@ -63,7 +68,7 @@ def test_every_key_has_a_meaning_in_one_line() -> None:
 
 
 def test_every_key_but_those_of_lists_has_a_default() -> None:
-    assert all(not field.is_required() for key, field in KEYS.items() if key.split(".")[0] not in {"peers", "targets"})
+    assert all(not field.is_required() for key, field in KEYS.items() if key.split(".")[0] not in LISTS)
     Config()
 
 
@@ -80,7 +85,7 @@ def test_reloadable_keys_exist() -> None:
         ("[complete]\nquiet_s = 3", ("complete", "no such key")),
         ("[pipeline]\nspacing = 1.0", ("pipeline.spacing", "pipeline.spacing_mm")),
         ('[[peers]]\nname = "a"\nae_title = "A"\nhost = "h"\nquite_s = 1', ("peers.0.quite_s", "peers.quiet_s")),
-        ('[[targets]]\nname = "a"\nae_title = "A"\nport = 4', ("targets.0.host", "host of the destination")),
+        ('[[targets]]\nname = "a"\nae_title = "A"\nport = 4', ("targets.host", "a needs it")),
     ],
 )
 def test_an_unknown_or_missing_key_is_named_with_the_nearest(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:

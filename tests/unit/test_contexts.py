@@ -7,16 +7,15 @@ from pydicom.uid import UID, AllTransferSyntaxes, DeflatedExplicitVRLittleEndian
 from pynetdicom import AllStoragePresentationContexts
 from pynetdicom.presentation import build_context, negotiate_as_acceptor
 
-from ctnode.wire.contexts import STORAGE_SYNTAXES, needed_contexts, supported_contexts
+from ctnode.wire.contexts import SERVICES, STORAGE_SYNTAXES, needed_contexts, supported_contexts
 
 pytestmark = pytest.mark.unit
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
-VERIFICATION = "1.2.840.10008.1.1"
 
 
-def test_verification_and_every_standard_storage_class_are_served() -> None:
-    expected = {str(context.abstract_syntax) for context in AllStoragePresentationContexts} | {VERIFICATION}
+def test_the_services_and_every_standard_storage_class_are_served() -> None:
+    expected = {str(context.abstract_syntax) for context in AllStoragePresentationContexts} | set(SERVICES)
     assert set(supported_contexts()) == expected
     assert len(expected) > 150
 

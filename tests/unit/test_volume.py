@@ -12,7 +12,7 @@ from ctnode.ct.encapsulated import codestream_size
 from ctnode.ct.repair import shifted
 from ctnode.ct.sanity import suspicion
 from ctnode.ct.source import attributes
-from ctnode.ct.technique import technique
+from ctnode.ct.technique import descriptions, technique
 from ctnode.ct.values import assumed_padding, connected_to_border, could_be_measured, declared_padding, significant_bits
 from ctnode.ct.volume import unit_of
 from tests.phantom_series import frame
@@ -78,6 +78,23 @@ def test_technique_holds_no_identity():
     header.ConvolutionKernel = ["B70f", "x" * 100]
     header.SpiralPitchFactor = 0.9
     assert technique(header) == {"KVP": 120, "ConvolutionKernel": ["B70f", "x" * 64], "SpiralPitchFactor": 0.9}
+    assert descriptions(header) == {"SeriesDescription": "Chest of Jane"}
+
+
+def test_technique_has_the_names_and_units_of_dcm2niix():
+    header = Dataset()
+    header.BodyPartExamined = "CHEST"
+    header.ExposureTime = "478"
+    header.Exposure = "73"
+    header.ImageOrientationPatient = [1, 0, 0, 0, 0.948324, -0.317305]
+    header.SeriesNumber = "3"
+    assert technique(header) == {
+        "BodyPart": "CHEST",
+        "ExposureTime": 0.478,
+        "XRayExposure": 73,
+        "ImageOrientationPatientDICOM": [1, 0, 0, 0, 0.948324, -0.317305],
+        "SeriesNumber": 3,
+    }
 
 
 def test_the_size_that_a_codestream_declares():

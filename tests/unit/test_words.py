@@ -134,9 +134,12 @@ def test_jobs() -> None:
 
 
 def test_deliveries() -> None:
-    """PENDING > SENDING > SENT > CONFIRMED | RETRY > PENDING | DEAD | CANCELLED; a lost lease: SENDING > RETRY."""
+    """PENDING > SENDING > SENT > CONFIRMED | RETRY > PENDING | DEAD | CANCELLED; a lost lease: SENDING > RETRY.
+
+    What was claimed and not tried goes back: SENDING > PENDING.
+    """
     assert ways(DELIVERY_TRANSITIONS, "PENDING") == {"SENDING", "CANCELLED"}
-    assert ways(DELIVERY_TRANSITIONS, "SENDING") == {"SENT", "RETRY", "DEAD", "CANCELLED"}
+    assert ways(DELIVERY_TRANSITIONS, "SENDING") == {"PENDING", "SENT", "RETRY", "DEAD", "CANCELLED"}
     assert ways(DELIVERY_TRANSITIONS, "SENT") == {"CONFIRMED", "PENDING"}
     assert ways(DELIVERY_TRANSITIONS, "RETRY") == {"PENDING", "CANCELLED"}
     assert ends(DELIVERY_TRANSITIONS) == set()

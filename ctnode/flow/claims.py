@@ -1,0 +1,69 @@
+"""Evidence from outside as claims about one series: what it names, compared with what the node holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ctnode.archive import evidence
+from ctnode.archive.database import Database
+from ctnode.archive.revisions import Revision
+from ctnode.flow.completion import Claim
+from ctnode.words import Evidence, EvidenceKind
+
+_MPPS: Final = frozenset({EvidenceKind.MPPS_COMPLETED, EvidenceKind.MPPS_DISCONTINUED})
+_LISTS: Final = _MPPS | {EvidenceKind.COMMITMENT_REQUEST, EvidenceKind.AVAILABILITY_NOTICE}
+_COUNTED: Final = frozenset({EvidenceKind.QUERY_RESULT, EvidenceKind.RETRIEVE_FINAL})
+
+
+def claims(database: Database, revision: Revision, known: Sequence[Evidence]) -> tuple[Claim, ...]:
+    """Return what each signal claims of a series.
+
+    Several procedure steps may each have made a part of a series, so their lists are one (PS3.4 F.7.2). A list of a
+    commitment request may go over several series; it proves one of them only when all of it is held.
+    """
+    if not any(one.kind in _LISTS or one.kind in _COUNTED for one in known):
+        return ()
+    held = {
+        row[0]
+        for row in database.execute("SELECT sop_instance FROM instances WHERE series_id = ?", (revision.series_id,))
+    }
+    performed = [one for one in known if one.kind in _MPPS and one.series]
+    named = {uid for one in performed for uid in one.instances}
+    found = []
+    if named:
+        missing = len({uid for one in performed for uid in evidence.missing(database, one)})
+        found.append(Claim(f"{_words(performed[-1])} with {len(named)} instances", missing, held <= named))
+    for one in known:
+        if one.kind in _LISTS - _MPPS and one.instances:
+            missing = len(evidence.missing(database, one))
+            words = f"{_words(one)} with {len(one.instances)} instances"
+            found.append(Claim(words, missing, held <= set(one.instances)))
+        elif one.kind in _COUNTED and one.series:
+            found += _counted(database, revision, one, held)
+    return tuple(found)
+
+
+def _counted(database: Database, revision: Revision, one: Evidence, held: set[str]) -> list[Claim]:
+    if one.instances:
+        missing, covers, total = len(evidence.missing(database, one)), held <= set(one.instances), len(one.instances)
+    elif one.count is not None:
+        missing, covers, total = max(0, one.count - len(held)), one.count >= len(held), one.count
+    else:
+        return []
+    # An archive may itself still be receiving: only what it says after the quiet time proves something.
+    is_query = one.kind is EvidenceKind.QUERY_RESULT
+    is_early = is_query and one.at < revision.last_arrival + revision.quiet_s
+    return [Claim(f"{_words(one)} with {total} instances", missing + one.failed, covers, is_early)]
+
+
+def in_progress(known: Sequence[Evidence], modality: str) -> str:
+    """Return the procedure step of this modality that is still in progress, in words, or an empty text."""
+    for one in known:
+        if one.kind is EvidenceKind.MPPS_IN_PROGRESS and one.modality in {"", modality}:
+            return f"the procedure step of {one.source}"
+    return ""
+
+
+def _words(one: Evidence) -> str:
+    return f"{one.kind.replace('_', ' ')} from {one.source}"

@@ -1,0 +1,157 @@
+"""What all DICOM objects of a run share: patient and study of the source, our equipment, UIDs and times that repeat.
+
+UIDs are UUIDv5 under 2.25 of what the object is made of, times come from the revision: a re-run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ExplicitVRLittleEndian
+
+from ctnode import __version__
+from ctnode.ct.dataset import readable
+from ctnode.ct.grid import Volume
+
+_NAMESPACE: Final = uuid.UUID("7c1f3b0a-51f8-5f0e-9a35-5f3d0c9b7a11")
+
+# Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): Type 2 attributes are written empty where the source has
+# none, Type 3 ones only where it has them.
+_TYPE_2: Final = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+_TYPE_3: Final = (
+    "SpecificCharacterSet",
+    "IssuerOfPatientID",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "StudyDescription",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "TimezoneOffsetFromUTC",
+)
+_METHODS: Final = frozenset({"DeidentificationMethod", "DeidentificationMethodCodeSequence"})
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Origin:
+    """What an object belongs to: ``study``, ``series`` and ``revision`` of the source, our settings, our time."""
+
+    study: str
+    series: str
+    revision: int
+    made_at: datetime
+    settings_digest: str
+
+    def identity(self, volume: Volume) -> str:
+        """Return what the UIDs of objects made of ``volume`` depend on."""
+        parts = (self.study, self.series, str(self.revision), volume.input_digest, __version__, self.settings_digest)
+        return "|".join(parts)
+
+
+def derived_uid(*parts: str) -> str:
+    """Return a UID under 2.25 (PS3.5 B.2) that depends on ``parts`` alone."""
+    return f"2.25.{uuid.uuid5(_NAMESPACE, '|'.join(parts)).int}"
+
+
+def patient_and_study(header: Dataset, study: str) -> Dataset:
+    """Return a data set with the source's patient and study, in the source's character set."""
+    dataset = Dataset()
+    for keyword in _TYPE_3:
+        if _is_filled(header, keyword):
+            dataset[keyword] = header[keyword]
+    for keyword in _TYPE_2:
+        if _is_filled(header, keyword):
+            dataset[keyword] = header[keyword]
+        else:
+            setattr(dataset, keyword, None)
+    # PS3.3 C.7.1.1 wants a method where an identity was removed; many sources leave it out.
+    if dataset.get("PatientIdentityRemoved") == "YES" and not _METHODS & {element.keyword for element in dataset}:
+        dataset.DeidentificationMethod = "Not stated by the source"
+    # Data sets without UIDs are grouped under a name that is none; their report still needs a valid one.
+    named = study if UID(study).is_valid else derived_uid("study", study)
+    dataset.StudyInstanceUID = readable(header, "StudyInstanceUID") or named
+    return dataset
+
+
+def _is_filled(header: Dataset, keyword: str) -> bool:
+    """Return whether there is a value; one that cannot be read is none."""
+    return readable(header, keyword) is not None and not header[keyword].is_empty
+
+
+def frame_of_reference(header: Dataset, origin: Origin) -> str:
+    """Return that of the source, or one that depends on its series where the source has none."""
+    if has_frame_of_reference(header):
+        return str(header.FrameOfReferenceUID)
+    return derived_uid("frame", origin.study, origin.series)
+
+
+def has_frame_of_reference(header: Dataset) -> bool:
+    """Return whether the source says in which frame of reference it lies."""
+    found = readable(header, "FrameOfReferenceUID")
+    return bool(found) and UID(str(found)).is_valid
+
+
+def code(value: str, scheme: str, meaning: str) -> Dataset:
+    """Return the item of a code sequence (PS3.3 8.8)."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item
+
+
+def referenced(sop_class: str, sop_uid: str) -> Dataset:
+    """Return the item that refers to one instance."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_uid
+    return item
+
+
+def equipment(dataset: Dataset, made_at: datetime) -> None:
+    """Add the general equipment and, as a mark that outlives coercion, the contributing equipment (PS3.3 C.12.1)."""
+    for item in (dataset, part := Dataset()):
+        item.Manufacturer = "ctnode"
+        item.ManufacturerModelName = "ctnode"
+        item.SoftwareVersions = __version__
+    part.ContributionDateTime = made_at.strftime("%Y%m%d%H%M%S.%f")
+    part.ContributionDescription = "CT processing"
+    part.PurposeOfReferenceCodeSequence = [code("109102", "DCM", "Processing Equipment")]
+    dataset.ContributingEquipmentSequence = [part]
+
+
+def describe(dataset: Dataset, origin: Origin, volume: Volume, kind: str, sop_class: str, modality: str) -> None:
+    """Add series, equipment and SOP common of an object of ``kind``; its number and text are the caller's."""
+    identity = origin.identity(volume)
+    dataset.SOPClassUID = sop_class
+    dataset.SOPInstanceUID = derived_uid(kind, "instance", identity)
+    dataset.SeriesInstanceUID = derived_uid(kind, "series", identity)
+    dataset.Modality = modality
+    dataset.InstanceNumber = 1
+    equipment(dataset, origin.made_at)
+    date, time = origin.made_at.strftime("%Y%m%d"), origin.made_at.strftime("%H%M%S.%f")
+    dataset.SeriesDate = dataset.ContentDate = dataset.InstanceCreationDate = date
+    dataset.SeriesTime = dataset.ContentTime = dataset.InstanceCreationTime = time
+
+
+def file_meta(dataset: Dataset) -> FileMetaDataset:
+    """Return the file meta information of an Explicit VR Little Endian object."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
+    meta.ImplementationVersionName = f"CTNODE_{__version__}"[:16]
+    return meta
