@@ -53,12 +53,12 @@ def write(case: Case) -> tuple[Path, ...]:
 
 
 def draw(volume: Volume, lungs: Lungs, histogram: Histogram) -> Image.Image:
-    """Return the page: volume per HU of the whole scan and of each lung, each scaled to its own highest bin."""
+    """Return the page: volume per HU of the whole scan and of each lung; both lungs share a scale."""
     height, width = _SIZE
     page, paint, y = head(
         "HU histogram", width, height, foot(lungs.status, lungs.reasons, width),
         colours={_VOLUME: _VOLUME_COLOUR, RIGHT: COLOURS[RIGHT], LEFT: COLOURS[LEFT]}, names={_VOLUME: "whole volume"},
-        note=f"bins of {_BIN_HU} HU, each curve to its peak",
+        note=f"bins of {_BIN_HU} HU; one scale for both lungs, one for the volume",
     )  # fmt: skip
     box = (MARGIN + _LEFT, y + _TOP, MARGIN + width - 8, y + height - _BOTTOM)
     curves = {_VOLUME: counted(volume), RIGHT: _binned(histogram.right), LEFT: _binned(histogram.left)}
