@@ -53,6 +53,8 @@ class Image:
     number: str = "1"
     position: float | None = 0.0
     manufacturer: str = "MAKER"
+    model: str = "SCANNER 64"
+    software: str = "1.0"
     modality: str = "CT"
     pixels: bytes = b"\1\2\3\4"
 
@@ -67,8 +69,10 @@ class Image:
                 element(0x08, 0x18, "UI", self.sop),
                 element(0x08, 0x60, "CS", self.modality),
                 element(0x08, 0x70, "LO", self.manufacturer),
+                element(0x08, 0x1090, "LO", self.model),
                 element(0x10, 0x10, "PN", "NOBODY"),
                 element(0x10, 0x20, "LO", self.patient),
+                element(0x18, 0x1020, "LO", self.software),
                 element(0x20, 0x0D, "UI", self.study),
                 element(0x20, 0x0E, "UI", self.series),
                 element(0x20, 0x13, "IS", self.number),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ctnode.archive import elements
-from ctnode.words import BadInstance
+from ctnode.words import BadInstance, is_product
 
 SOP_CLASS: Final = 0x00080016
 SOP_INSTANCE: Final = 0x00080018
@@ -29,6 +29,7 @@ _PATIENT_NAME: Final = 0x00100010
 _PATIENT_ID: Final = 0x00100020
 _PATIENT_ISSUER: Final = 0x00100021
 _PATIENT_BIRTH: Final = 0x00100030
+_SOFTWARE: Final = 0x00181020
 _INSTANCE_NUMBER: Final = 0x00200013
 _POSITION: Final = 0x00200032
 _ORIENTATION: Final = 0x00200037
@@ -37,7 +38,7 @@ _FRAMES: Final = 0x00280008
 _ROWS: Final = 0x00280010
 _COLUMNS: Final = 0x00280011
 _INDEXED: Final = UID_TAGS | {
-    _IMAGE_TYPE, _MODALITY, _MANUFACTURER, _MODEL, _CONTRIBUTING, _PATIENT_NAME,
+    _IMAGE_TYPE, _MODALITY, _MANUFACTURER, _MODEL, _SOFTWARE, _CONTRIBUTING, _PATIENT_NAME,
     _PATIENT_ID, _PATIENT_ISSUER, _PATIENT_BIRTH,
     _INSTANCE_NUMBER, _POSITION, _ORIENTATION, _FRAME_OF_REFERENCE, _FRAMES, _ROWS, _COLUMNS,
 }  # fmt: skip
@@ -47,7 +48,6 @@ PREAMBLE_BYTES: Final = 128
 _META_ELEMENT: Final = struct.Struct("<HH2sH").unpack_from
 _LENGTH32: Final = struct.Struct("<L").unpack_from
 _LONG_META_VRS: Final = frozenset({b"OB", b"OW", b"UN", b"UR", b"UT"})
-MANUFACTURER: Final = "ctnode"
 # The name as a value of its own inside the equipment that contributed, in whatever encoding.
 _NAMED: Final = re.compile(rb"(?<![a-z0-9])ctnode(?![a-z0-9])", re.IGNORECASE)
 _META_LIMIT_BYTES: Final = 1 << 16
@@ -227,13 +227,13 @@ def _header(view: elements.Buffer, size: int, *, whole: bool) -> Header:
         instance_number=_integer(found.get(_INSTANCE_NUMBER, b"")),
         position_mm=_position_mm(found),
         is_localizer="LOCALIZER" in text(found.get(_IMAGE_TYPE, b"")).upper().split("\\"),
-        is_own_result=is_own(found),
+        is_own_result=_is_own(found),
     )
 
 
-def is_own(found: dict[int, bytes]) -> bool:
+def _is_own(found: dict[int, bytes]) -> bool:
     """Return whether a ctnode made it: each of the marks is enough, since a PACS may coerce the others."""
-    named = any(text(found.get(tag, b"")).lower() == MANUFACTURER for tag in (_MANUFACTURER, _MODEL))
+    named = any(is_product(text(found.get(tag, b""))) for tag in (_MANUFACTURER, _MODEL, _SOFTWARE))
     return named or _NAMED.search(found.get(_CONTRIBUTING, b"")) is not None
 
 

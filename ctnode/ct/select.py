@@ -122,10 +122,13 @@ def candidates(frames: Sequence[Frame], issues: list[Issue]) -> list[Candidate]:
     Raises
     ------
     Refusal
-        Codes ``NO_CT_IMAGES``, ``NO_GEOMETRY``, ``AMBIGUOUS``.
+        Codes ``OWN_RESULT``, ``NO_CT_IMAGES``, ``NO_GEOMETRY``, ``AMBIGUOUS``.
     """
     images = _once(sorted(frames, key=in_order), issues)
-    images = _leave_out(images, _not_ct, Severity.INFO, issues)
+    foreign = _leave_out(images, _own, Severity.INFO, issues)
+    if images and not foreign:
+        raise Refusal("a ctnode made all images of the series: results are never processed again", code="OWN_RESULT")
+    images = _leave_out(foreign, _not_ct, Severity.INFO, issues)
     if not images:
         raise Refusal("the series holds no CT image that belongs to a volume", code="NO_CT_IMAGES")
     issues.extend(_missing_parts(images))
@@ -204,9 +207,11 @@ def _leave_out(
     return kept
 
 
+def _own(frame: Frame) -> tuple[str, str] | None:
+    return ("OWN_RESULT", "made by a ctnode, never processed again") if frame.is_own else None
+
+
 def _not_ct(frame: Frame) -> tuple[str, str] | None:
-    if frame.is_own:
-        return "OWN_RESULT", "made by ctnode, never processed"
     if frame.sop_class == SECONDARY_CAPTURE:
         return "SECONDARY_CAPTURE", "secondary capture"
     if (

@@ -35,7 +35,7 @@ from ctnode.ct.dataset import (
     readable,
     text,
 )
-from ctnode.words import Issue, Refusal, Severity
+from ctnode.words import Issue, Refusal, Severity, is_product
 
 # What tells two images of one position apart, in the order in which it is tried (rule R4), and the attributes that say
 # it in single-frame and in multi-frame images.
@@ -65,7 +65,8 @@ class Frame:
     the inflated data set; ``frames`` images share that place, and this one is number ``index`` of them (from 0);
     ``pixel_length`` is ``UNDEFINED_LENGTH`` for encapsulated pixels, -1 where there are none.
     ``concatenation`` is (UID, number of this part, number of parts or 0), ``stack`` the StackID of the frame.
-    ``digest`` is the SHA-256 over the data set after group 0002, hex.
+    ``digest`` is the SHA-256 over the data set after group 0002, hex. ``is_own`` says that a ctnode made it, or made
+    what it was made of.
     """
 
     path: Path
@@ -197,9 +198,10 @@ def _frames(
     groups = readable(dataset, "PerFrameFunctionalGroupsSequence")
     # What the file claims decides nothing: the groups are there and can be counted.
     count = len(groups) if isinstance(groups, pydicom.Sequence) else 0
+    is_own = _is_own(dataset)
     for index in range(max(1, count)):
         layers = attributes(dataset, index) if count else Layers(dataset)
-        yield _frame(path, digest, meta, layers, place, index, little=bool(little))
+        yield _frame(path, digest, meta, layers, place, index, little=bool(little), is_own=is_own)
 
 
 def _frame(
@@ -211,6 +213,7 @@ def _frame(
     index: int,
     *,
     little: bool,
+    is_own: bool,
 ) -> Frame:
     bits_allocated = integer(found, "BitsAllocated") or 0
     bits_stored = integer(found, "BitsStored") or bits_allocated
@@ -262,16 +265,19 @@ def _frame(
         taken_at=_taken_at(found),
         pixel_offset=place[0],
         pixel_length=place[1],
-        is_own=_is_own(found),
+        is_own=is_own,
     )
 
 
-def _is_own(found: Layers) -> bool:
-    """Return whether a ctnode made it: one of the marks is enough, since a PACS may coerce the others."""
-    equipment = readable(found, "ContributingEquipmentSequence")
-    parts = [found, *(equipment if isinstance(equipment, pydicom.Sequence) else ())]
-    words = (text(part, word).lower() for part in parts for word in ("Manufacturer", "ManufacturerModelName"))
-    return "ctnode" in words
+def _is_own(dataset: Dataset) -> bool:
+    """Return whether ctnode is the equipment of an object, or contributed to it (PS3.3 C.7.5.1, C.12.1.1.5)."""
+    contributing = readable(dataset, "ContributingEquipmentSequence")
+    items = contributing if isinstance(contributing, pydicom.Sequence) else ()
+    return any(
+        is_product(text(one, keyword))
+        for one in (dataset, *items)
+        for keyword in ("Manufacturer", "ManufacturerModelName", "SoftwareVersions")
+    )
 
 
 def _concatenation(found: Layers) -> tuple[str, int, int] | None:

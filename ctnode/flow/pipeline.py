@@ -36,7 +36,7 @@ from ctnode.results.sidecar import write_json
 from ctnode.words import Issue, LungStatus, Refusal, Severity, VolumeReport, VolumeStatus
 
 # A series that is refused with one of these codes never was a volume; its report carries volume 0.
-_NO_VOLUME: Final = frozenset({"NO_CT_IMAGES", "NO_FILES"})
+_NO_VOLUME: Final = frozenset({"NO_CT_IMAGES", "NO_FILES", "OWN_RESULT"})
 
 
 def process_series(

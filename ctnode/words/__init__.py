@@ -16,6 +16,7 @@ from ctnode.words.errors import (
     WrongState,
 )
 from ctnode.words.evidence import Evidence, EvidenceKind
+from ctnode.words.origin import is_product
 from ctnode.words.records import Issue, LungStatus, Severity, Verdict, VolumeReport, VolumeStatus
 from ctnode.words.states import (
     DELIVERY_TRANSITIONS,
@@ -67,5 +68,6 @@ __all__ = [
     "VolumeStatus",
     "WrongContext",
     "WrongState",
+    "is_product",
     "next_state",
 ]

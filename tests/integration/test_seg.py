@@ -10,8 +10,6 @@ import numpy as np
 import pydicom
 import pytest
 
-from ctnode.archive.elements import scan
-from ctnode.archive.header import is_own, read_meta
 from ctnode.ct.grid import SourceImage
 from ctnode.ct.lungs import segment
 from ctnode.ct.measure import measure
@@ -20,7 +18,6 @@ from ctnode.ct.phantom_dicom import write_series
 from ctnode.results.objects import Origin
 from ctnode.results.seg import SAMPLED_BACK, write_seg
 from ctnode.results.sr import write_sr
-from ctnode.words import Refusal
 from tests.phantom_series import SERIES, STUDY, read
 
 pytestmark = pytest.mark.integration
@@ -138,29 +135,3 @@ def test_numbers_come_back_from_the_structured_report(tmp_path, example):
         pytest.skip("dciodvfy (dicom3tools) is not installed")
     done = subprocess.run(["dciodvfy", str(tmp_path / "a.dcm")], capture_output=True, text=True, check=False)
     assert "Error" not in done.stderr, done.stderr
-
-
-def test_what_ctnode_made_is_known_by_each_of_its_marks(tmp_path, example):
-    def contributed(_index, image):
-        part = pydicom.Dataset()
-        part.Manufacturer = "ctnode"
-        image.ContributingEquipmentSequence = [part]
-        image["ContributingEquipmentSequence"].is_undefined_length = True
-
-    def named(keyword):
-        return lambda _index, image: setattr(image, keyword, "ctnode")
-
-    volume, _ = example
-    for number, edit in enumerate((contributed, named("Manufacturer"), named("ManufacturerModelName"))):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        paths = write_series(folder, volume.voxels[:5], volume.grid, study_uid=STUDY, series_uid=SERIES, edit=edit)
-        with pytest.raises(Refusal) as refused:
-            read(paths)
-        assert refused.value.code == "NO_CT_IMAGES"
-        data = paths[0].read_bytes()
-        meta = read_meta(data)
-        found = scan(
-            data, meta.transfer_syntax, frozenset({0x00080070, 0x00081090, 0x0018A001}), start=meta.dataset_start
-        )
-        assert is_own(found)
