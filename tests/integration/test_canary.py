@@ -83,6 +83,22 @@ def mark(_index: int, dataset: pydicom.Dataset) -> None:
         value = CANARY[:16] if dictionary_VR(word) in {"SH", "CS"} else f"{CANARY} {word[:20]}"
         setattr(dataset, word, value)
     dataset.PatientBirthDate = "19010203"
+    # Further kinds of text, in a nested sequence and in a private block too.
+    dataset.TextComments = f"{CANARY} LT"
+    dataset.TextValue = f"{CANARY} UT"
+    inner = pydicom.Dataset()
+    inner.CodeMeaning = f"{CANARY} inner LO"
+    inner.CodeValue = CANARY
+    step = pydicom.Dataset()
+    step.ScheduledProcedureStepDescription = f"{CANARY} LO"
+    step.ScheduledProcedureStepID = CANARY
+    step.ReasonForTheRequestedProcedure = f"{CANARY} LO"
+    step.ScheduledProtocolCodeSequence = [inner]
+    dataset.RequestAttributesSequence = [step]
+    block = dataset.private_block(0x0011, CANARY, create=True)
+    block.add_new(0x01, "LO", f"{CANARY} private LO")
+    block.add_new(0x02, "UT", f"{CANARY} private UT")
+    block.add_new(0x03, "ST", f"{CANARY} private ST")
 
 
 @pytest.fixture
@@ -171,6 +187,32 @@ def test_the_patient_stands_in_images_and_nowhere_else(
     assert not holds_canary(said.getvalue().encode())
     shown = [*catalog.listing(root.database), *examine(Config(storage=Storage(root=str(root.layout.root))))]
     assert not holds_canary(repr(shown).encode())
+
+
+WRITTEN = ("SeriesDescription", "StudyDescription", "ProtocolName", "ImageComments")
+
+
+@pytest.mark.parametrize("described", [False, True], ids=["technique only", "descriptions"])
+def test_process_says_no_more_than_it_is_asked_for(tmp_path: Path, described: bool) -> None:
+    voxels, _, where = chest((40, 48, 48), (8.0, 8.0, 8.0))
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    write_series(source, voxels, where, study_uid=STUDY, series_uid=SERIES, edit=mark)
+    arguments = ["process", str(source), "--out", str(out), "--json", "--set", "outputs.png16=true"]
+    arguments += ["--set", f"outputs.descriptions={str(described).lower()}"]
+    done = subprocess.run([sys.executable, "-m", "ctnode", *arguments], capture_output=True, check=True)
+    assert not holds_canary(done.stdout + done.stderr)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert {"ct.json", "measurements.json", "ct.nii.gz", "lungs.png", "slices.zip"} <= {path.name for path in files}
+    for path in files:
+        assert CANARY.lower() not in str(path.relative_to(tmp_path)).lower()
+        if path.name == "ct.json":
+            told = json.loads(path.read_text("utf-8"))
+            marked = {name for name, value in told.items() if holds_canary(json.dumps(value).encode())}
+            assert marked == (set(WRITTEN) if described else set())
+        elif path.suffix != ".dcm":
+            content = path.read_bytes()
+            assert not holds_canary(gzip.decompress(content) if path.suffix == ".gz" else content), path.name
 
 
 def test_the_report_names_the_patient_only_where_the_standard_wants_it(finished: tuple[Root, Path]) -> None:
