@@ -227,11 +227,11 @@ def _header(view: elements.Buffer, size: int, *, whole: bool) -> Header:
         instance_number=_integer(found.get(_INSTANCE_NUMBER, b"")),
         position_mm=_position_mm(found),
         is_localizer="LOCALIZER" in text(found.get(_IMAGE_TYPE, b"")).upper().split("\\"),
-        is_own_result=_is_own(found),
+        is_own_result=is_own(found),
     )
 
 
-def _is_own(found: dict[int, bytes]) -> bool:
+def is_own(found: dict[int, bytes]) -> bool:
     """Return whether a ctnode made it: each of the marks is enough, since a PACS may coerce the others."""
     named = any(is_product(text(found.get(tag, b""))) for tag in (_MANUFACTURER, _MODEL, _SOFTWARE))
     return named or _NAMED.search(found.get(_CONTRIBUTING, b"")) is not None

@@ -9,7 +9,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from ctnode.archive import catalog
-from ctnode.archive.header import read_header
+from ctnode.archive.elements import scan
+from ctnode.archive.header import is_own, read_meta
 from ctnode.config import Config, LungMask, Outputs, Pipeline
 from ctnode.flow.dispatch import reason_to_keep
 from ctnode.flow.offline import process
@@ -20,6 +21,7 @@ from tests.phantom_series import SERIES, STUDY, grid, write_ramp
 
 pytestmark = pytest.mark.integration
 
+MARK_TAGS = frozenset({0x00080070, 0x00081090, 0x00181020, 0x0018A001})
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 FEW = Outputs(iso=False, lungs=False, preview=False, mpr=False)
@@ -176,4 +178,7 @@ def test_the_header_of_the_index_and_the_science_agree_on_whose_an_image_is(tmp_
         marking(dataset)
 
     (path, *_) = write_ramp(tmp_path, grid(), edit=edit)
-    assert read_header(path).is_own_result is (marking is not by_nothing)
+    data = path.read_bytes()
+    meta = read_meta(data)
+    found = scan(data, meta.transfer_syntax, MARK_TAGS, start=meta.dataset_start)
+    assert is_own(found) is (marking is not by_nothing)
