@@ -19,6 +19,7 @@ from ctnode.ct.phantom_dicom import write_series
 from ctnode.flow.pipeline import process_series
 from ctnode.results.objects import Origin
 from ctnode.results.seg import SAMPLED_BACK, write_seg
+from tests.adversarial import multiframe
 from tests.phantom_series import SERIES, STUDY, read, test_data
 
 pytestmark = pytest.mark.integration
@@ -131,6 +132,23 @@ def test_a_leaning_stack_and_a_missing_frame_of_reference_are_issues(tmp_path, p
     assert codes == told
     plain = processed(series(tmp_path / "plain", phantom), tmp_path / "plain-out")
     assert not {"SEG_SAMPLED_BACK", "FRAME_OF_REFERENCE_DERIVED"} & {issue.code for issue in plain.issues}
+
+
+def test_frames_of_an_enhanced_image_are_named_by_their_numbers(tmp_path, phantom):
+    images = [pydicom.dcmread(path) for path in series(tmp_path / "single", phantom)][::-1]
+    whole = multiframe(images, uid="seg")
+    (tmp_path / "in").mkdir()
+    whole.save_as(tmp_path / "in" / "enhanced.dcm")
+    report = processed([tmp_path / "in" / "enhanced.dcm"], tmp_path / "out")
+    assert {"seg.dcm", "sr.dcm"} <= set(report.outputs)
+    made = pydicom.dcmread(tmp_path / "out" / "seg.dcm")
+    assert made.ContentDescription == ""
+    for groups in made.PerFrameFunctionalGroupsSequence:
+        (source,) = groups.DerivationImageSequence[0].SourceImageSequence
+        assert source.ReferencedSOPInstanceUID == whole.SOPInstanceUID
+        frame_at = whole.PerFrameFunctionalGroupsSequence[source.ReferencedFrameNumber - 1].PlanePositionSequence[0]
+        place = groups.PlanePositionSequence[0].ImagePositionPatient
+        assert np.allclose(place, frame_at.ImagePositionPatient, atol=1e-6)
 
 
 def test_without_a_segmentation_there_is_no_structured_report(tmp_path, phantom):
