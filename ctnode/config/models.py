@@ -186,7 +186,7 @@ class Outputs(Section):
     """Which results are written, beside ct.json and ct.nii.gz."""
 
     iso: bool = Field(default=True, description="ct_iso.nii.gz and lungs_iso.nii.gz")
-    lungs: bool = Field(default=True, description="lung masks with their pictures, measurements.json and report.dcm")
+    lungs: bool = Field(default=True, description="lung masks with lungs.png, and measurements.json")
     preview: bool = Field(default=True, description="preview.png")
     mpr: bool = Field(default=True, description="mpr.png: three orthogonal planes")
     histogram: bool = Field(default=True, description="histogram.png: HU of volume and lungs, where there are lungs")
@@ -195,6 +195,7 @@ class Outputs(Section):
         "binary", description="seg.dcm, DICOM Segmentation; labelmap is smaller, and fewer viewers know it"
     )
     sr: bool = Field(default=True, description="sr.dcm, DICOM SR TID 1500 with the numbers; needs seg")
+    report: bool = Field(default=True, description="report.dcm: a Secondary Capture page with pictures and numbers")
     window: Literal["auto", "header", "lung", "mediastinum", "bone", "brain", "soft tissue"] = Field(
         "auto", description="window of preview.png and mpr.png; header: the first one of the source"
     )
@@ -337,7 +338,8 @@ RELOADABLE: Final = frozenset(
         "pipeline.interpolation", "pipeline.labels", "lungs.threshold",
         "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
-        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.seg", "outputs.sr", "outputs.window",
+        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.seg", "outputs.sr", "outputs.report",
+        "outputs.window",
         "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean", "outputs.descriptions",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
