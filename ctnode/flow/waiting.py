@@ -55,6 +55,8 @@ class WaitingRoom:
         self.wall = wall
         self._waits: dict[int, _Wait] = {}
         self._heard: dict[int, _Heard] = {}
+        # When an open association last brought something for a series: by association and series.
+        self._fed: dict[tuple[int, int], float] = {}
         # Series that something came for since the last look, which may have completed a list.
         self._fresh: set[int] = set()
         self._version = -1
@@ -79,12 +81,22 @@ class WaitingRoom:
                         "UPDATE revisions SET deadline = ? WHERE id = ?", (wall + revision.quiet_s, revision.id)
                     )
 
-    def touch(self, series_ids: Iterable[int], resent: Collection[int] = ()) -> None:
+    def touch(
+        self, series_ids: Iterable[int], resent: Collection[int] = (), fed: Iterable[tuple[int, int]] = ()
+    ) -> None:
         """Restart the wait of the series that something arrived for.
 
-        Those in ``resent`` got nothing but what they had: it restarts their quiet time, not their longest wait.
+        Parameters
+        ----------
+        series_ids
+            What something arrived for.
+        resent
+            Those that got nothing but what they had: it restarts their quiet time, not their longest wait.
+        fed
+            Which association brought something for which series.
         """
         now = self.monotonic()
+        self._fed.update(dict.fromkeys(fed, now))
         for series_id in set(series_ids):
             row = self.database.execute(
                 "SELECT id, quiet_s FROM revisions WHERE series_id = ? AND state = 'RECEIVING'", (series_id,)
@@ -154,10 +166,21 @@ class WaitingRoom:
                 # Its silence so far can only be read from the wall clock.
                 at = now - max(0.0, wall - association.last_arrival)
                 known = _Heard(association.last_arrival, at)
+                self._restore_fed(association, at)
             elif known.last_arrival != association.last_arrival:
                 known = _Heard(association.last_arrival, now)
             heard[association.association_id] = known
         self._heard = heard
+        self._fed = {pair: at for pair, at in self._fed.items() if pair[0] in heard}
+
+    def _restore_fed(self, association: Open, heard_at: float) -> None:
+        """Take over from the index what an association that is new to us fed before we looked."""
+        for series_id, last_arrival in self.database.execute(
+            "SELECT series_id, last_arrival FROM association_series WHERE association_id = ?",
+            (association.association_id,),
+        ).fetchall():
+            pair = (association.association_id, series_id)
+            self._fed.setdefault(pair, heard_at - max(0.0, association.last_arrival - last_arrival))
 
     def leave(self, revision_id: int) -> None:
         """Forget a revision that got its verdict."""
@@ -167,16 +190,17 @@ class WaitingRoom:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
         feeders, aborted = [], 0
-        for association_id, last_arrival, how in self.database.execute(
-            "SELECT fed.association_id, fed.last_arrival, a.how FROM association_series AS fed"
+        for association_id, how in self.database.execute(
+            "SELECT fed.association_id, a.how FROM association_series AS fed"
             " JOIN associations AS a ON a.id = fed.association_id WHERE fed.series_id = ?",
             (revision.series_id,),
         ).fetchall():
             aborted += how in {"aborted", "lost"}
             association = opened.get(association_id)
             if association is not None:
-                silent_s = now - self._heard[association_id].at
-                feeders.append(Feeder(silent_s, association.is_storing, association.last_arrival - last_arrival))
+                heard_at = self._heard[association_id].at
+                elsewhere_s = heard_at - self._fed.get((association_id, revision.series_id), heard_at)
+                feeders.append(Feeder(now - heard_at, association.is_storing, elsewhere_s))
         return Situation(
             silent_s=now - wait.last_arrival,
             waited_s=now - wait.renewed,
