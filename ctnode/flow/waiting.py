@@ -6,6 +6,7 @@ clock, so that a step of the wall clock neither completes a series nor starves i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class WaitingRoom:
         # Series that something came for since the last look, which may have completed a list.
         self._fresh: set[int] = set()
         self._version = -1
+        # As it was at the last look.
+        self._max_wait_s = math.inf
 
     def restore(self) -> None:
         """Take over the waits of the index that are not known yet, as after a restart or a turn that failed half-way.
@@ -112,7 +115,11 @@ class WaitingRoom:
         """Return the seconds until a wait has to be looked at; None when nothing waits."""
         if not self._waits:
             return None
-        return max(0.0, min(wait.look_at for wait in self._waits.values()) - self.monotonic())
+        return max(0.0, min(map(self._look_at, self._waits.values())) - self.monotonic())
+
+    def _look_at(self, wait: _Wait) -> float:
+        # Resends may put off the quiet time for ever; the longest wait they do not.
+        return min(wait.look_at, wait.renewed + self._max_wait_s)
 
     def __len__(self) -> int:
         return len(self._waits)
@@ -132,13 +139,14 @@ class WaitingRoom:
             Associations that are still open.
         """
         ripe = []
+        self._max_wait_s = settings.max_wait_s
         self._listen(opened := tuple(opened))
         by_id = {association.association_id: association for association in opened}
         version = evidence.version(self.database)
         is_told, self._version = version != self._version, version
         fresh, self._fresh = (self._fresh if version else set()), set()
         for revision_id, wait in list(self._waits.items()):
-            is_due = wait.look_at <= scan_began and wait.series_id not in touched
+            is_due = self._look_at(wait) <= scan_began and wait.series_id not in touched
             if not is_due and not is_told and wait.series_id not in fresh:
                 continue
             revision = get(self.database, revision_id)
