@@ -209,14 +209,15 @@ class WaitingRoom:
                 heard_at = self._heard[association_id].at
                 elsewhere_s = heard_at - self._fed.get((association_id, revision.series_id), heard_at)
                 feeders.append(Feeder(now - heard_at, association.is_storing, elsewhere_s))
+        silent_s = now - wait.last_arrival
         return Situation(
-            silent_s=now - wait.last_arrival,
+            silent_s=silent_s,
             waited_s=now - wait.renewed,
             quiet_s=revision.quiet_s,
             feeders=tuple(feeders),
             aborted=aborted,
             positions_mm=tuple(catalog.slice_positions_mm(self.database, revision.series_id)),
-            claims=claims(self.database, revision, known),
+            claims=claims(self.database, revision, known, is_quiet=silent_s >= revision.quiet_s),
             in_progress=in_progress(known, catalog.by_id(self.database, revision.series_id).modality),
             is_told=any(one.kind is EvidenceKind.OPERATOR and one.name == f"r{revision.n}" for one in known),
         )
