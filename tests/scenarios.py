@@ -90,6 +90,16 @@ def seconds(text: str) -> float:
 # --------------------------------------------------------------------------------------------------------- events
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A new instance, or the end of an association (``series`` is empty); ``split`` counts what shares a UID."""
+
+    at_s: float
+    series: str
+    split: int
+    association: str
+
+
 class Play:
     """One scenario being played."""
 
@@ -97,8 +107,12 @@ class Play:
         self.clocks = clocks
         self.world = World(place, self.clocks, **settings)
         self.journals: dict[str, Journal] = {}
-        self.begun: dict[str, Incoming] = {}
-        self.arrivals: list[tuple[float, str, str]] = []
+        self.begun: dict[str, tuple[Incoming, Image]] = {}
+        self.arrivals: list[Arrival] = []
+        # When lists came, or somebody who can read them.
+        self.told_s: list[float] = []
+        self._kinds: dict[str, list[object]] = {}
+        self._seen: set[Image] = set()
 
     def image(self, number: int, how: str) -> Image:
         """Return a slice, as the words after its number say."""
@@ -132,7 +146,15 @@ class Play:
         return [self.image(number, how).sop for number in numbers(text)]
 
     def note(self, image: Image, association: str) -> None:
-        self.arrivals.append((self.clocks.passed_s, image.series, association))
+        """Remember an arrival; what came before to the byte is none."""
+        if image in self._seen:
+            return
+        self._seen.add(image)
+        kinds = self._kinds.setdefault(image.series, [])
+        kind = (image.patient, image.frame, image.rows)
+        if kind not in kinds:
+            kinds.append(kind)
+        self.arrivals.append(Arrival(self.clocks.passed_s, image.series, kinds.index(kind) + 1, association))
 
     # What the verbs do.
 
@@ -147,18 +169,20 @@ class Play:
 
     def begins(self, who: str, what: str) -> None:
         image = self.image(int(what), "")
-        self.begun[who] = self.journals[who].receive(transfer_syntax=EXPLICIT, sop_class=CT, sop_instance=image.sop)
-        self.begun[who].write(image.encode())
+        incoming = self.journals[who].receive(transfer_syntax=EXPLICIT, sop_class=CT, sop_instance=image.sop)
+        incoming.write(image.encode())
+        self.begun[who] = (incoming, image)
 
     def ends_slice(self, who: str) -> None:
-        kept = self.begun.pop(who).commit()
-        self.arrivals.append((self.clocks.passed_s, kept.uids.series, who))
+        incoming, image = self.begun.pop(who)
+        incoming.commit()
+        self.note(image, who)
 
     def closes(self, who: str, how: str) -> None:
         if who in self.begun:
-            self.begun.pop(who).discard()
+            self.begun.pop(who)[0].discard()
         self.journals.pop(who).close({"releases": "released", "aborts": "aborted", "vanishes": "lost"}[how])
-        self.arrivals.append((self.clocks.passed_s, "", who))
+        self.arrivals.append(Arrival(self.clocks.passed_s, "", 0, who))
 
     def comes(self, what: str, how: str) -> None:
         for number in numbers(what):
@@ -172,17 +196,21 @@ class Play:
 
     def step_ends(self, name: str, status: str, what: str, how: str) -> None:
         series = self.image(1, how).series
+        self.told_s.append(self.clocks.passed_s)
         self.world.step(f"1.9.{name or 1}", status.upper(), series, self.names(what, how) if what else ())
 
     def commitment(self, what: str, how: str) -> None:
         names = [name for part, series in re.findall(rf"{_LIST}( of series \d+)?", f"{what}{how}")
                  for name in self.names(part, series)]  # fmt: skip
-        self.world.ask_commitment(f"1.8.{len(self.arrivals)}", names)
+        self.told_s.append(self.clocks.passed_s)
+        self.world.ask_commitment(f"1.8.{len(self.told_s)}", names)
 
     def available(self, what: str, how: str) -> None:
-        self.world.notify(f"1.7.{len(self.arrivals)}", self.image(1, how).series, self.names(what, how))
+        self.told_s.append(self.clocks.passed_s)
+        self.world.notify(f"1.7.{len(self.told_s)}", self.image(1, how).series, self.names(what, how))
 
     def answers(self, what: str) -> None:
+        self.told_s.append(self.clocks.passed_s)
         assert self.world.answer(self.names(what)), "the archive was not asked"
 
     def operator(self, what: str) -> None:
@@ -197,6 +225,7 @@ class Play:
         if what in {"stops", "restarts"}:
             self.world.stop()
         if what in {"starts", "restarts"}:
+            self.told_s.append(self.clocks.passed_s)
             self.world.start()
 
     def hangs(self, length: str) -> None:
@@ -281,7 +310,8 @@ class Played:
 
     outcome: tuple[str, ...]
     breaches: list[str]
-    arrivals: list[tuple[float, str, str]]
+    arrivals: list[Arrival]
+    told_s: list[float]
     verdicts: list[Verdict]
 
 
@@ -295,7 +325,7 @@ def play(scenario: Scenario, place: Path) -> Played:
                 run.world.go(at)
                 perform(run, words)
             run.world.settle()
-            return Played(_outcome(run.world), run.world.breaches(), run.arrivals, run.world.verdicts)
+            return Played(_outcome(run.world), run.world.breaches(), run.arrivals, run.told_s, run.world.verdicts)
         finally:
             if run is not None:
                 for journal in run.journals.values():
