@@ -56,6 +56,7 @@ class Image:
     model: str = "SCANNER 64"
     software: str = "1.0"
     modality: str = "CT"
+    image_type: str = "ORIGINAL\\PRIMARY\\AXIAL"
     pixels: bytes = b"\1\2\3\4"
 
     def encode(self) -> bytes:
@@ -64,7 +65,7 @@ class Image:
                                                   element(0x20, 0x37, "DS", "1\\0\\0\\0\\1\\0")]  # fmt: skip
         return b"".join(
             [
-                element(0x08, 0x08, "CS", "ORIGINAL\\PRIMARY\\AXIAL"),
+                element(0x08, 0x08, "CS", self.image_type),
                 element(0x08, 0x16, "UI", self.sop_class),
                 element(0x08, 0x18, "UI", self.sop),
                 element(0x08, 0x60, "CS", self.modality),

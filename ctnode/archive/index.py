@@ -49,6 +49,7 @@ class Placement:
     source: Path
     final: Path
     series_id: int
+    association_id: int
     is_new: bool
 
 
@@ -120,13 +121,15 @@ class Index:
                 if arrived != [arrival.association.id, arrival.arrived_at]:
                     # Else it is the file of this very row, whose move a crash cut short.
                     self._again(series, arrival, batch)
-                return Placement(arrival.path, self.layout.store / path, series.id, is_new=False)
+                return Placement(
+                    arrival.path, self.layout.store / path, series.id, arrival.association.id, is_new=False
+                )
         final = self._free_path(series, header, is_conflict=bool(known))
         if known:
             self._conflict(series, arrival, batch)
         revision = self._revision(series, arrival, batch)
         self._instance(series.id, arrival, str(final), revision, batch)
-        return Placement(arrival.path, self.layout.store / final, series.id, is_new=True)
+        return Placement(arrival.path, self.layout.store / final, series.id, arrival.association.id, is_new=True)
 
     def _place(self, arrival: Arrival, batch: Batch) -> Place:
         uids = arrival.header.uids

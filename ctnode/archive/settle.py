@@ -120,7 +120,8 @@ class Settler:
             whole = whole and len(look.names) <= room
             files += [(look.directory / name, known) for name in look.names[:room]]
             if look.names:
-                known.last_arrival = max(known.last_arrival, _arrival_s(look.names[-1]))
+                # Less than before where somebody has set the clock back.
+                known.last_arrival = _arrival_s(look.names[-1])
             if look.is_open:
                 opened.append(Open(known.association.id, known.last_arrival, look.is_storing))
             elif not look.names:
@@ -155,7 +156,10 @@ class Settler:
         database = self.index.database
         with database.immediate():
             for directory, record, at in born:
-                self._known[directory.name] = _Known(associations.begin(database, directory.name, record, at), at)
+                association = associations.begin(database, directory.name, record, at)
+                # An earlier keeper may have settled what it brought so far.
+                last_arrival = associations.last_arrival(database, association.id, at)
+                self._known[directory.name] = _Known(association, last_arrival)
 
     def _opening(self, look: _Look) -> tuple[dict[str, object], float] | None:
         """Return the first record of a journal and its time; None while there is nothing to begin with."""

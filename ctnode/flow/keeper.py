@@ -154,13 +154,18 @@ class Keeper:
             began = time.monotonic()
             scan = self.settler.scan()
             touched = {placement.series_id for placement in scan.settled}
-            new = {placement.series_id for placement in scan.settled if placement.is_new}
-            self.waiting.touch(touched, touched - new)
+            self._touch(scan)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 for ripe in self.waiting.ripe(began, touched, scan.open_associations, self.config.completion):
                     self._complete(ripe)
                 return scan
+
+    def _touch(self, scan: Scan) -> None:
+        touched = {placement.series_id for placement in scan.settled}
+        new = {placement.series_id for placement in scan.settled if placement.is_new}
+        fed = {(placement.association_id, placement.series_id) for placement in scan.settled}
+        self.waiting.touch(touched, touched - new, fed)
 
     def _complete(self, ripe: Ripe) -> None:
         revision, decision = ripe.revision, ripe.decision
@@ -209,7 +214,7 @@ class Keeper:
                 )
 
     def _between_backup_steps(self, _status: int, _remaining: int, _total: int) -> None:
-        self.waiting.touch({placement.series_id for placement in self.settler.scan().settled})
+        self._touch(self.settler.scan())
         self.role.report()
 
     def _empty_journal(self) -> None:
