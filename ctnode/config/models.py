@@ -229,6 +229,9 @@ class Delivery(Section):
         10.0, description="seconds until the second try; each further one waits twice as long"
     )
     max_retry_s: Seconds = Field(3600.0, description="longest wait in seconds between two tries")
+    give_up_days: float = Field(
+        30.0, ge=0, le=3650, description="days of failing after which what waits is given up (DEAD); 0: never"
+    )
     timeout_s: Seconds = Field(60.0, description="seconds a destination may take for one answer")
     proof_wait_s: Seconds = Field(
         60.0, description="seconds until the arrival of what was sent is asked for, and again"
@@ -341,7 +344,7 @@ RELOADABLE: Final = frozenset(
         "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.seg", "outputs.sr", "outputs.report",
         "outputs.window",
         "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean", "outputs.descriptions",
-        "delivery.first_retry_s", "delivery.max_retry_s",
+        "delivery.first_retry_s", "delivery.max_retry_s", "delivery.give_up_days",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
         "log.level", "peers", "targets", "routing.match", "routes", "deidentification",
     }

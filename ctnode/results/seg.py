@@ -192,7 +192,7 @@ def _references(dataset: Dataset, volume: Volume, origin: Origin) -> None:
 
 def _segment(number: int, value: str, meaning: str, lab: tuple[int, int, int]) -> Dataset:
     algorithm = Dataset()
-    algorithm.AlgorithmFamilyCodeSequence = [code("123105", "DCM", "Morphological Operations")]
+    algorithm.AlgorithmFamilyCodeSequence = [code("123104", "DCM", "Morphological Operations")]
     algorithm.AlgorithmVersion = __version__
     algorithm.AlgorithmName = "ctnode"
     item = Dataset()
