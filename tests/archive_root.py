@@ -57,32 +57,37 @@ class Image:
     software: str = "1.0"
     modality: str = "CT"
     pixels: bytes = b"\1\2\3\4"
+    # Further elements as group, element, VR and value.
+    more: tuple[tuple[int, int, str, bytes | str], ...] = ()
 
     def encode(self) -> bytes:
         """Return the data set in explicit little endian."""
-        place = [] if self.position is None else [element(0x20, 0x32, "DS", f"0\\0\\{self.position:g}"),
-                                                  element(0x20, 0x37, "DS", "1\\0\\0\\0\\1\\0")]  # fmt: skip
-        return b"".join(
-            [
-                element(0x08, 0x08, "CS", "ORIGINAL\\PRIMARY\\AXIAL"),
-                element(0x08, 0x16, "UI", self.sop_class),
-                element(0x08, 0x18, "UI", self.sop),
-                element(0x08, 0x60, "CS", self.modality),
-                element(0x08, 0x70, "LO", self.manufacturer),
-                element(0x08, 0x1090, "LO", self.model),
-                element(0x10, 0x10, "PN", "NOBODY"),
-                element(0x10, 0x20, "LO", self.patient),
-                element(0x18, 0x1020, "LO", self.software),
-                element(0x20, 0x0D, "UI", self.study),
-                element(0x20, 0x0E, "UI", self.series),
-                element(0x20, 0x13, "IS", self.number),
-                *place,
-                element(0x20, 0x52, "UI", self.frame),
-                element(0x28, 0x10, "US", struct.pack("<H", self.rows)),
-                element(0x28, 0x11, "US", struct.pack("<H", self.rows)),
-                element(0x7FE0, 0x10, "OW", self.pixels),
-            ]
-        )
+        elements: list[tuple[int, int, str, bytes | str]] = [
+            (0x08, 0x08, "CS", "ORIGINAL\\PRIMARY\\AXIAL"),
+            (0x08, 0x16, "UI", self.sop_class),
+            (0x08, 0x18, "UI", self.sop),
+            (0x08, 0x60, "CS", self.modality),
+            (0x08, 0x70, "LO", self.manufacturer),
+            (0x08, 0x1090, "LO", self.model),
+            (0x10, 0x10, "PN", "NOBODY"),
+            (0x10, 0x20, "LO", self.patient),
+            (0x18, 0x1020, "LO", self.software),
+            (0x20, 0x0D, "UI", self.study),
+            (0x20, 0x0E, "UI", self.series),
+            (0x20, 0x13, "IS", self.number),
+            *self._place(),
+            (0x20, 0x52, "UI", self.frame),
+            (0x28, 0x10, "US", struct.pack("<H", self.rows)),
+            (0x28, 0x11, "US", struct.pack("<H", self.rows)),
+            (0x7FE0, 0x10, "OW", self.pixels),
+            *self.more,
+        ]
+        return b"".join(element(*one) for one in sorted(elements, key=lambda one: one[:2]))
+
+    def _place(self) -> list[tuple[int, int, str, bytes | str]]:
+        if self.position is None:
+            return []
+        return [(0x20, 0x32, "DS", f"0\\0\\{self.position:g}"), (0x20, 0x37, "DS", "1\\0\\0\\0\\1\\0")]
 
 
 def stack(count: int, **changes: object) -> list[Image]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,18 +94,6 @@ def listing(database: Database, *, state: RevisionState | None = None, limit: in
     where = "WHERE revisions.state = ?" if state else ""
     rows = database.rows(f"{_SELECT} {where} ORDER BY series.id DESC LIMIT ?", (*((state,) if state else ()), limit))
     return tuple(map(_record, rows))
-
-
-def slice_positions_mm(database: Database, series_id: int) -> Sequence[float]:
-    """Return the slice positions of a series' current images in millimetres along the normal, localizers left out."""
-    return [
-        row[0]
-        for row in database.execute(
-            "SELECT position_mm FROM instances WHERE series_id = ? AND is_current AND NOT is_localizer"
-            " AND position_mm IS NOT NULL",
-            (series_id,),
-        )
-    ]
 
 
 def associations_of(database: Database, series_id: int) -> tuple[dict[str, object], ...]:

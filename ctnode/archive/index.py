@@ -260,12 +260,14 @@ class Index:
         self.database.execute(
             "INSERT INTO instances"
             " (series_id, sop_instance, sop_class, transfer_syntax, digest, path, bytes, arrived_at, association_id,"
-            " revision, instance_number, position_mm, is_localizer)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " revision, instance_number, position_mm, is_localizer, acquisition, images_in_acquisition, concatenation,"
+            " in_concatenation, concatenation_total, frames)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 series_id, header.uids.sop_instance, header.uids.sop_class, header.transfer_syntax, header.digest, path,
                 header.dataset_bytes, arrival.arrived_at, arrival.association.id, revision, header.instance_number,
-                header.position_mm, int(header.is_localizer),
+                header.position_mm, int(header.is_localizer), header.acquisition, header.images_in_acquisition,
+                header.concatenation or None, header.in_concatenation, header.concatenation_total, header.frames,
             ),
         )  # fmt: skip
         batch.add_instance(

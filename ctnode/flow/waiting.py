@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from ctnode.archive import catalog, evidence, revisions
+from ctnode.archive import catalog, counts, evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.revisions import Revision, get, receiving
 from ctnode.archive.settle import Open
 from ctnode.config import Completion
-from ctnode.flow.claims import claims, in_progress
+from ctnode.flow.claims import claims, in_progress, notes, of_concatenations
 from ctnode.flow.completion import AT_ONCE, Decision, Feeder, Situation, Wait, decide
 from ctnode.words import EvidenceKind
 
@@ -177,14 +177,18 @@ class WaitingRoom:
             if association is not None:
                 silent_s = now - self._heard[association_id].at
                 feeders.append(Feeder(silent_s, association.is_storing, association.last_arrival - last_arrival))
+        content = counts.of_series(self.database, revision.series_id)
         return Situation(
             silent_s=now - wait.last_arrival,
             waited_s=now - wait.renewed,
             quiet_s=revision.quiet_s,
             feeders=tuple(feeders),
             aborted=aborted,
-            positions_mm=tuple(catalog.slice_positions_mm(self.database, revision.series_id)),
-            claims=claims(self.database, revision, known),
+            positions_mm=content.positions_mm,
+            claims=(*claims(self.database, revision, known), *of_concatenations(content.concatenations)),
             in_progress=in_progress(known, catalog.by_id(self.database, revision.series_id).modality),
             is_told=any(one.kind is EvidenceKind.OPERATOR and one.name == f"r{revision.n}" for one in known),
+            numbers=content.numbers,
+            acquisitions=content.acquisitions,
+            notes=notes(content),
         )
