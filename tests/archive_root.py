@@ -6,16 +6,15 @@ The encoder here is the tests' own, so that what the node reads was not written 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctnode.archive import invariants, revisions
-from ctnode.archive.associations import Association
 from ctnode.archive.database import Database
 from ctnode.archive.elements import EXPLICIT_LITTLE
 from ctnode.archive.incoming import Kept
-from ctnode.archive.index import Index
+from ctnode.archive.index import Arrival, Index, QuietPolicy
 from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened
 from ctnode.archive.settle import Scan, Settler
@@ -111,7 +110,7 @@ def put(journal: Journal, image: Image, transfer_syntax: str = EXPLICIT_LITTLE) 
     return incoming.commit()
 
 
-def five_seconds(_association: Association, revision: int) -> float:
+def five_seconds(_arrival: Arrival, revision: int) -> float:
     """Return a quiet time that doubles with each revision."""
     return 5.0 * 2 ** (revision - 1)
 
@@ -119,7 +118,7 @@ def five_seconds(_association: Association, revision: int) -> float:
 class Root:
     """One root, as the keeper sees it; ``restart()`` is what a new process would see."""
 
-    def __init__(self, place: Path, quiet: Callable[[Association, int], float] = five_seconds) -> None:
+    def __init__(self, place: Path, quiet: QuietPolicy = five_seconds) -> None:
         self.layout = Layout(place, place / "results")
         self.layout.create()
         self.spool = Spool(self.layout.incoming)

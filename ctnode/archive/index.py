@@ -52,8 +52,8 @@ class Placement:
     is_new: bool
 
 
-# Returns the quiet seconds of an association's series in their n-th revision, from AE titles, peer and n.
-QuietPolicy = Callable[[Association, int], float]
+# Returns the quiet seconds of an arrival's series in its n-th revision, from AE titles, peer, modality and n.
+QuietPolicy = Callable[[Arrival, int], float]
 
 
 _Kind = tuple[str, str, int, int]
@@ -237,10 +237,10 @@ class Index:
                 current = batch.revisions[series.id] = OpenRevision(int(row[0]), float(row[2]), float(row[3]))
         if current is not None:
             current.last_arrival = max(current.last_arrival, at)
-            current.quiet_s = self.quiet(arrival.association, current.n)
+            current.quiet_s = self.quiet(arrival, current.n)
             return current.n
         n = 1 if row is None else int(row[0]) + 1
-        quiet_s = self.quiet(arrival.association, n)
+        quiet_s = self.quiet(arrival, n)
         self.database.insert(
             "INSERT INTO revisions (series_id, n, state, opened_at, last_arrival, quiet_s, deadline)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",

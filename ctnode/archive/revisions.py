@@ -117,6 +117,7 @@ def complete(
     *,
     rule: str = "",
     otherwise: str = "",
+    policy: str = "",
 ) -> None:
     """Give a revision its verdict and freeze its instances, inside the current transaction."""
     now = time.time()
@@ -126,7 +127,7 @@ def complete(
     ]
     database.execute(
         "UPDATE revisions SET state = ?, verdict = ?, verdict_at = ?, evidence = ?, instances = ?,"
-        " rule = ?, otherwise = ?, awaits = '' WHERE id = ?",
+        " rule = ?, otherwise = ?, policy = ?, awaits = '' WHERE id = ?",
         (
             next_state(REVISION_TRANSITIONS, revision.state, RevisionEvent.COMPLETE),
             verdict,
@@ -135,6 +136,7 @@ def complete(
             json.dumps(ids),
             rule,
             otherwise,
+            policy,
             revision.id,
         ),
     )
@@ -309,10 +311,10 @@ def tell_complete(database: Database, series_id: int) -> Revision:
         return revision
 
 
-def await_next(database: Database, revision_id: int, awaits: str) -> None:
-    """Write down what a revision waits for."""
+def await_next(database: Database, revision_id: int, awaits: str, policy: str = "") -> None:
+    """Write down what a revision waits for, and under which rule of the configuration."""
     with database.immediate():
-        database.execute("UPDATE revisions SET awaits = ? WHERE id = ?", (awaits, revision_id))
+        database.execute("UPDATE revisions SET awaits = ?, policy = ? WHERE id = ?", (awaits, policy, revision_id))
 
 
 def _is_busy(database: Database, series_id: int) -> bool:

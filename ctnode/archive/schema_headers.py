@@ -1,4 +1,4 @@
-"""The migration by which instances keep what their headers say of how many there should be."""
+"""The migration that keeps what headers say of how many instances there should be, and the policy of each wait."""
 
 from __future__ import annotations
 
@@ -23,3 +23,5 @@ def eighth(db: sqlite_utils.Database) -> None:
     """Give instances room for counts; what came before says nothing, and an index made anew has all."""
     for column in _COLUMNS:
         db.execute(f"ALTER TABLE instances ADD COLUMN {column}")
+    # The rule of the configuration that a revision waits or waited by.
+    db.execute("ALTER TABLE revisions ADD COLUMN policy TEXT NOT NULL DEFAULT ''")

@@ -77,10 +77,14 @@ def _lines(chapter: Chapter, hold: str) -> Iterator[str]:
     if chapter.verdict:
         why = f"{chapter.verdict}: {'; '.join(chapter.evidence)}"
         yield f"{iso(chapter.verdict_at)}  complete with {chapter.instances} instances, {why}"
+        if chapter.policy:
+            yield f"by the policy of [[completion_rules]] {chapter.policy}"
         if chapter.rule:
             yield f"by the rule: {chapter.rule}; it would have been changed by {chapter.otherwise}"
     elif chapter.state is RevisionState.RECEIVING:
         yield f"not complete yet: last instance {iso(chapter.last_arrival_at)}, waits until {iso(chapter.deadline)}"
+        if chapter.policy:
+            yield f"by the policy of [[completion_rules]] {chapter.policy}"
         yield f"awaited now: {chapter.awaits or 'the end of the quiet time'}"
     if hold and chapter.state is RevisionState.COMPLETE:
         yield f"held ({hold}): `ctnode series release UID` runs it"

@@ -200,6 +200,7 @@ def _check_together(config: Config) -> None:
         ("peers", [peer.name for peer in config.peers]),
         ("targets", [t.name for t in config.targets]),
         ("routes", [route.name for route in config.routes]),
+        ("completion_rules", [rule.name for rule in config.completion_rules]),
         ("deidentification", [profile.name for profile in config.deidentification]),
     ):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -214,6 +215,23 @@ def _check_together(config: Config) -> None:
         _check_target(target)
     _check_routes(config)
     _check_external(config)
+    _check_rules(config)
+
+
+def _check_rules(config: Config) -> None:
+    known = {peer.name for peer in config.peers}
+    for place, rule in enumerate(config.completion_rules):
+        if rule.peer is not None and rule.peer not in known:
+            raise ConfigError(
+                f"completion_rules.peer: {rule.name} names {rule.peer}, which is not in [[peers]]",
+                hint=f"known: {', '.join(sorted(known)) or 'none'}",
+            )
+        before = next((one for one in config.completion_rules[:place] if one.shadows(rule)), None)
+        if before is not None:
+            raise ConfigError(
+                f"completion_rules.name: {rule.name} is never reached, {before.name} before it takes all of its series",
+                hint="the first that fits counts; put the narrower one first",
+            )
 
 
 def _check_external(config: Config) -> None:

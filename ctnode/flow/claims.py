@@ -77,6 +77,21 @@ def in_progress(known: Sequence[Evidence], modality: str) -> str:
     return ""
 
 
+def discontinued(database: Database, known: Sequence[Evidence], modality: str) -> str:
+    """Return the procedure step that was broken off without all that it lists being here, in words, or an empty text.
+
+    One that lists nothing says nothing of what it has made.
+    """
+    for one in known:
+        if one.kind is EvidenceKind.MPPS_DISCONTINUED and one.modality in {"", modality}:
+            absent = len(evidence.missing(database, one))
+            if not one.instances:
+                return f"the procedure step of {one.source} was discontinued and lists no instances"
+            if absent:
+                return f"the procedure step of {one.source} was discontinued, {absent} instances of its list are absent"
+    return ""
+
+
 def notes(content: Content) -> tuple[str, ...]:
     """Return what the headers say that changes no verdict, in words."""
     whole = sum(one.total is not None and not one.missing for one in content.concatenations)

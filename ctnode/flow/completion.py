@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ctnode.config import Config, Peer
+from ctnode.flow.policy import Sender, policy_of
 from ctnode.words import Acquisition, Verdict
 
 GAP_RATIO: Final = 1.5
@@ -278,12 +279,16 @@ def describe_gap(positions_mm: Sequence[float], *, same_mm: float = 0.01, gap_ra
     return f"{gaps} gap(s) in the slice positions, median step {median:.3f} mm" if gaps else ""
 
 
-def quiet_seconds(config: Config, peer: Peer | None, called_ae: str, revision: int) -> float:
-    """Return the quiet time of a sender's series: the peer's, else the called AE's, else the default.
+def quiet_seconds(config: Config, peer: Peer | None, called_ae: str, revision: int, modality: str = "") -> float:
+    """Return the quiet time of a sender's series: its rule's, else the peer's, the called AE's, the default.
 
     Each further revision doubles it, up to ``max_wait_s``, so that a slow sender makes no storm of revisions.
     """
     base = config.completion.called_ae_quiet_s.get(called_ae, config.completion.quiet_s)
     if peer is not None and peer.quiet_s is not None:
         base = peer.quiet_s
-    return float(min(base * 2.0 ** min(revision - 1, 30), max(base, config.completion.max_wait_s)))
+    sender = Sender(called_ae, "" if peer is None else peer.name, modality)
+    policy = policy_of(config.completion, config.completion_rules, sender)
+    if policy.quiet_s is not None:
+        base = policy.quiet_s
+    return float(min(base * 2.0 ** min(revision - 1, 30), max(base, policy.max_wait_s)))

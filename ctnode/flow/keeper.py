@@ -13,10 +13,9 @@ from typing import Final
 import structlog
 
 from ctnode.archive import catalog, revisions
-from ctnode.archive.associations import Association
 from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import GATHER_S, open_doorbell
-from ctnode.archive.index import Index
+from ctnode.archive.index import Arrival, Index
 from ctnode.archive.layout import Layout
 from ctnode.archive.settle import Scan, Settler
 from ctnode.archive.suspect import mark, marked
@@ -24,6 +23,7 @@ from ctnode.config import Config
 from ctnode.flow.completion import quiet_seconds
 from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
+from ctnode.flow.policy import Policy
 from ctnode.flow.waiting import Ripe, WaitingRoom
 from ctnode.ops import log
 from ctnode.ops.durable import lock
@@ -81,15 +81,15 @@ class Keeper:
         self._distrust = ""
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
-    def _quiet_s(self, association: Association, revision: int) -> float:
-        peer = None
+    def _quiet_s(self, arrival: Arrival, revision: int) -> float:
+        association, peer = arrival.association, None
         if association.door in {NETWORK, RETRIEVED}:
             # A journal of an older version names no peer; then title and address decide as they did at the door.
             peer = next((known for known in self.config.peers if known.name == association.peer), None)
         if association.door == NETWORK and peer is None:
             host = association.peer_address.rpartition(":")[0].strip("[]")
             peer = find_peer(association.calling_ae, host, self.config.peers, self._resolver)
-        return quiet_seconds(self.config, peer, association.called_ae, revision)
+        return quiet_seconds(self.config, peer, association.called_ae, revision, arrival.header.modality)
 
     def run(self) -> None:
         """Loop until the role stops."""
@@ -126,6 +126,7 @@ class Keeper:
             self.role.reload_wanted = False
             self.config = self.inbox.config = self.reload()
             self.dispatcher.forget_waiting()
+            self.waiting.look_again()
             self._seen_version = -1
         try:
             if self._has_missed:
@@ -158,7 +159,8 @@ class Keeper:
             self.waiting.touch(touched, touched - new)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
-                for ripe in self.waiting.ripe(began, touched, scan.open_associations, self.config.completion):
+                policy = (self.config.completion, self.config.completion_rules)
+                for ripe in self.waiting.ripe(began, touched, scan.open_associations, *policy):
                     self._complete(ripe)
                 return scan
 
@@ -172,8 +174,9 @@ class Keeper:
                 decision.evidence,
                 rule=decision.rule,
                 otherwise=decision.otherwise,
+                policy=ripe.policy.rule,
             )
-            self._hold_suspect(revision, decision.verdict)
+            self._hold_suspect(revision, decision.verdict, ripe.policy)
         self.waiting.leave(revision.id)
         series = catalog.by_id(self.database, revision.series_id)
         self._log.info(
@@ -185,10 +188,10 @@ class Keeper:
         )
         self.dispatcher.start_complete(self.config)
 
-    def _hold_suspect(self, revision: revisions.Revision, verdict: Verdict) -> None:
-        """Hold a SUSPECT revision where the configuration wants it; a better one after it lifts that hold."""
+    def _hold_suspect(self, revision: revisions.Revision, verdict: Verdict, policy: Policy) -> None:
+        """Hold a SUSPECT revision where its policy wants it; a better one after it lifts that hold."""
         hold = catalog.by_id(self.database, revision.series_id).hold
-        if verdict is Verdict.SUSPECT and self.config.completion.suspect == "hold" and not hold:
+        if verdict is Verdict.SUSPECT and policy.suspect == "hold" and not hold:
             revisions.set_hold(self.database, revision, HELD_SUSPECT)
         elif verdict is not Verdict.SUSPECT and hold == HELD_SUSPECT:
             revisions.lift_hold(self.database, revision, hold)

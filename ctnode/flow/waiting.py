@@ -7,16 +7,17 @@ clock, so that a step of the wall clock neither completes a series nor starves i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from ctnode.archive import catalog, counts, evidence, revisions
+from ctnode.archive import asks, catalog, counts, evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.revisions import Revision, get, receiving
 from ctnode.archive.settle import Open
-from ctnode.config import Completion
-from ctnode.flow.claims import claims, in_progress, notes, of_concatenations
+from ctnode.config import Completion, CompletionRule
+from ctnode.flow.claims import claims, discontinued, in_progress, notes, of_concatenations
 from ctnode.flow.completion import AT_ONCE, Decision, Feeder, Situation, Wait, decide
+from ctnode.flow.policy import Policy, policy_of, sender_of
 from ctnode.words import EvidenceKind
 
 Clock = Callable[[], float]
@@ -44,6 +45,7 @@ class Ripe:
 
     revision: Revision
     decision: Decision
+    policy: Policy
 
 
 class WaitingRoom:
@@ -105,8 +107,19 @@ class WaitingRoom:
     def __len__(self) -> int:
         return len(self._waits)
 
+    def look_again(self) -> None:
+        """Look at all that waits in the next turn, as after a change of the configuration."""
+        now = self.monotonic()
+        for wait in self._waits.values():
+            wait.look_at = min(wait.look_at, now)
+
     def ripe(
-        self, scan_began: float, touched: Collection[int], opened: Iterable[Open], settings: Completion
+        self,
+        scan_began: float,
+        touched: Collection[int],
+        opened: Iterable[Open],
+        settings: Completion,
+        rules: Sequence[CompletionRule] = (),
     ) -> list[Ripe]:
         """Return the revisions that are complete after a whole scan that began after their deadline.
 
@@ -118,6 +131,8 @@ class WaitingRoom:
             Series for which that scan found something.
         opened
             Associations that are still open.
+        settings, rules
+            The configuration of completion.
         """
         ripe = []
         self._listen(opened := tuple(opened))
@@ -130,18 +145,19 @@ class WaitingRoom:
             if not is_due and not is_told and wait.series_id not in fresh:
                 continue
             revision = get(self.database, revision_id)
+            policy = policy_of(settings, rules, sender_of(self.database, revision.series_id))
             decision = decide(
-                self._situation(revision, wait, by_id),
-                max_wait_s=settings.max_wait_s,
-                association_hold_s=settings.association_hold_s,
+                self._situation(revision, wait, by_id, policy),
+                max_wait_s=policy.max_wait_s,
+                association_hold_s=policy.association_hold_s,
             )
             # What was not due can only be complete by a list or by the operator's word: both need no quiet.
             if isinstance(decision, Decision) and (is_due or decision.rule in AT_ONCE):
-                ripe.append(Ripe(revision, decision))
+                ripe.append(Ripe(revision, decision, policy))
             elif isinstance(decision, Wait) and is_due:
                 wait.look_at = self.monotonic() + decision.seconds
                 if decision.reason != revision.awaits:
-                    revisions.await_next(self.database, revision_id, decision.reason)
+                    revisions.await_next(self.database, revision_id, decision.reason, policy.rule)
         return ripe
 
     def _listen(self, opened: Iterable[Open]) -> None:
@@ -163,7 +179,7 @@ class WaitingRoom:
         """Forget a revision that got its verdict."""
         self._waits.pop(revision_id, None)
 
-    def _situation(self, revision: Revision, wait: _Wait, opened: dict[int, Open]) -> Situation:
+    def _situation(self, revision: Revision, wait: _Wait, opened: dict[int, Open], policy: Policy) -> Situation:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
         feeders, aborted = [], 0
@@ -178,6 +194,7 @@ class WaitingRoom:
                 silent_s = now - self._heard[association_id].at
                 feeders.append(Feeder(silent_s, association.is_storing, association.last_arrival - last_arrival))
         content = counts.of_series(self.database, revision.series_id)
+        modality = catalog.by_id(self.database, revision.series_id).modality
         return Situation(
             silent_s=now - wait.last_arrival,
             waited_s=now - wait.renewed,
@@ -186,9 +203,11 @@ class WaitingRoom:
             aborted=aborted,
             positions_mm=content.positions_mm,
             claims=(*claims(self.database, revision, known), *of_concatenations(content.concatenations)),
-            in_progress=in_progress(known, catalog.by_id(self.database, revision.series_id).modality),
+            in_progress=in_progress(known, modality),
             is_told=any(one.kind is EvidenceKind.OPERATOR and one.name == f"r{revision.n}" for one in known),
             numbers=content.numbers,
-            acquisitions=content.acquisitions,
+            acquisitions=content.acquisitions if policy.count_images else (),
+            discontinued=discontinued(self.database, known, modality),
+            asked=asks.awaited(self.database, revision.id),
             notes=notes(content),
         )
