@@ -23,5 +23,6 @@ def eighth(db: sqlite_utils.Database) -> None:
     """Give instances room for counts; what came before says nothing, and an index made anew has all."""
     for column in _COLUMNS:
         db.execute(f"ALTER TABLE instances ADD COLUMN {column}")
+    db.execute("CREATE INDEX studies_open ON studies (id) WHERE state = 'OPEN'")
     # The rule of the configuration that a revision waits or waited by.
     db.execute("ALTER TABLE revisions ADD COLUMN policy TEXT NOT NULL DEFAULT ''")

@@ -58,6 +58,7 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {
         "name": "thin-chest",
         "when": 'SliceThickness <= 3 and verdict != "SUSPECT"',
         "level": "series",
+        "required": [],
         "run": "pipeline",
         "send": ["report"],
         "to": ["pacs"],

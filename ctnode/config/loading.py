@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, TARGET_FILES, Config, Target
+from ctnode.config.rules import check_rules
 from ctnode.words import ConfigError, Unavailable
 
 LEAST_KEY_BYTES: Final = 32
@@ -215,23 +216,7 @@ def _check_together(config: Config) -> None:
         _check_target(target)
     _check_routes(config)
     _check_external(config)
-    _check_rules(config)
-
-
-def _check_rules(config: Config) -> None:
-    known = {peer.name for peer in config.peers}
-    for place, rule in enumerate(config.completion_rules):
-        if rule.peer is not None and rule.peer not in known:
-            raise ConfigError(
-                f"completion_rules.peer: {rule.name} names {rule.peer}, which is not in [[peers]]",
-                hint=f"known: {', '.join(sorted(known)) or 'none'}",
-            )
-        before = next((one for one in config.completion_rules[:place] if one.shadows(rule)), None)
-        if before is not None:
-            raise ConfigError(
-                f"completion_rules.name: {rule.name} is never reached, {before.name} before it takes all of its series",
-                hint="the first that fits counts; put the narrower one first",
-            )
+    check_rules(config.completion_rules, [peer.name for peer in config.peers])
 
 
 def _check_external(config: Config) -> None:
@@ -269,7 +254,7 @@ def _check_routes(config: Config) -> None:
                 hint=f"known: {', '.join(sorted(known)) or 'no [[targets]] are configured'}",
             )
     for level in ("series", "study"):
-        defaults = [route.name for route in config.routes if not route.when and route.level == level]
+        defaults = [route.name for route in config.routes if route.is_default and route.level == level]
         if len(defaults) > 1:
             raise ConfigError(
                 f"routes.when: {' and '.join(defaults)} are both the default of the level {level}",

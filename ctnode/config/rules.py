@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from ctnode.config.fields import AeTitle, Modality, Name, Seconds, Section
+from ctnode.words import ConfigError
 
 
 class CompletionRule(Section):
@@ -34,3 +36,25 @@ class CompletionRule(Section):
         """Return whether this rule fits every series that the other one fits."""
         conditions = ((self.called_ae, other.called_ae), (self.peer, other.peer), (self.modality, other.modality))
         return all(mine is None or mine == its for mine, its in conditions)
+
+
+def check_rules(rules: Sequence[CompletionRule], peers: Collection[str]) -> None:
+    """Check that each rule can be reached and names a peer that there is.
+
+    Raises
+    ------
+    ConfigError
+        Naming the rule and what stands in its way.
+    """
+    for place, rule in enumerate(rules):
+        if rule.peer is not None and rule.peer not in peers:
+            raise ConfigError(
+                f"completion_rules.peer: {rule.name} names {rule.peer}, which is not in [[peers]]",
+                hint=f"known: {', '.join(sorted(peers)) or 'none'}",
+            )
+        before = next((one for one in rules[:place] if one.shadows(rule)), None)
+        if before is not None:
+            raise ConfigError(
+                f"completion_rules.name: {rule.name} is never reached, {before.name} before it takes all of its series",
+                hint="the first that fits counts; put the narrower one first",
+            )

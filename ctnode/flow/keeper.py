@@ -24,6 +24,7 @@ from ctnode.flow.completion import quiet_seconds
 from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
 from ctnode.flow.policy import Policy
+from ctnode.flow.studies import StudyRoom
 from ctnode.flow.waiting import Ripe, WaitingRoom
 from ctnode.ops import log
 from ctnode.ops.durable import lock
@@ -72,6 +73,7 @@ class Keeper:
         self.index = Index(database, layout, self._quiet_s)
         self.settler = Settler(self.index)
         self.waiting = WaitingRoom(database)
+        self.studies = StudyRoom(database)
         self.dispatcher = Dispatcher(database, layout)
         self.inbox = Inbox(config, role.wake)
         self._resolver = CachedResolver()
@@ -96,6 +98,7 @@ class Keeper:
         bell = open_doorbell(self.layout.run)
         self.role.watch(bell.fileno())
         self.waiting.restore()
+        self.studies.restore()
         with self.inbox:
             self.role.ready()
             while not self.role.stopping:
@@ -108,8 +111,8 @@ class Keeper:
         bell.close()
 
     def _pause_s(self) -> float:
-        look_s = self.waiting.next_look_s()
-        return IDLE_SCAN_S if look_s is None else min(IDLE_SCAN_S, look_s + 0.001)
+        looks_s = [look_s for room in (self.waiting, self.studies) if (look_s := room.next_look_s()) is not None]
+        return min(IDLE_SCAN_S, *(look_s + 0.001 for look_s in looks_s), IDLE_SCAN_S)
 
     def _answer_bell(self, bell: socket.socket) -> None:
         # Emptied before the pause: who rings during it may have come too late for the look that follows.
@@ -132,6 +135,7 @@ class Keeper:
             if self._has_missed:
                 # What was settled before a fault waits too, and what could not be started is looked at again.
                 self.waiting.restore()
+                self.studies.restore()
                 self._seen_version, self._has_missed = -1, False
             scan = self._settle()
             version = self.database.data_version()
@@ -157,11 +161,14 @@ class Keeper:
             touched = {placement.series_id for placement in scan.settled}
             new = {placement.series_id for placement in scan.settled if placement.is_new}
             self.waiting.touch(touched, touched - new)
+            self.studies.touch(new)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 policy = (self.config.completion, self.config.completion_rules)
                 for ripe in self.waiting.ripe(began, touched, scan.open_associations, *policy):
                     self._complete(ripe)
+                if self.studies.settle(began, scan.open_associations, self.config.completion, self.waiting.silent_s):
+                    self.dispatcher.start_complete(self.config)
                 return scan
 
     def _complete(self, ripe: Ripe) -> None:
@@ -175,6 +182,7 @@ class Keeper:
                 rule=decision.rule,
                 otherwise=decision.otherwise,
                 policy=ripe.policy.rule,
+                settles_study=False,
             )
             self._hold_suspect(revision, decision.verdict, ripe.policy)
         self.waiting.leave(revision.id)
@@ -212,7 +220,9 @@ class Keeper:
                 )
 
     def _between_backup_steps(self, _status: int, _remaining: int, _total: int) -> None:
-        self.waiting.touch({placement.series_id for placement in self.settler.scan().settled})
+        came = {placement.series_id for placement in self.settler.scan().settled}
+        self.waiting.touch(came)
+        self.studies.touch(came)
         self.role.report()
 
     def _empty_journal(self) -> None:

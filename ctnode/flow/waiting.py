@@ -175,6 +175,10 @@ class WaitingRoom:
             heard[association.association_id] = known
         self._heard = heard
 
+    def silent_s(self, association_id: int) -> float:
+        """Return how long an open association has been silent at the last look."""
+        return self.monotonic() - self._heard[association_id].at
+
     def leave(self, revision_id: int) -> None:
         """Forget a revision that got its verdict."""
         self._waits.pop(revision_id, None)

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctnode.archive import asks, counts, revisions
+from ctnode.archive import asks, counts, evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.settle import Open
 from ctnode.config import Completion, CompletionRule, Config
 from ctnode.flow.keeper import Keeper
+from ctnode.flow.studies import StudyRoom
 from ctnode.flow.waiting import Ripe, WaitingRoom
-from ctnode.words import RevisionState, Verdict
+from ctnode.words import Evidence, EvidenceKind, RevisionState, Verdict
 from tests.archive_root import Image, Root, opened, put, stack
 
 pytestmark = pytest.mark.integration
@@ -49,6 +50,10 @@ class Watch:
         self.settings = Completion(quiet_s=QUIET_S, max_wait_s=900.0, association_hold_s=60.0)
         self.rules: tuple[CompletionRule, ...] = ()
         self.room = self.new_room()
+        self.studies = self.new_studies()
+
+    def new_studies(self) -> StudyRoom:
+        return StudyRoom(self.root.database, monotonic=self.clocks.monotonic, wall=self.clocks.wall)
 
     def new_room(self) -> WaitingRoom:
         return WaitingRoom(self.root.database, monotonic=self.clocks.monotonic, wall=self.clocks.wall)
@@ -57,6 +62,8 @@ class Watch:
         self.root.restart()
         self.room = self.new_room()
         self.room.restore()
+        self.studies = self.new_studies()
+        self.studies.restore()
 
     def turn(self) -> list[Ripe]:
         """Scan once and return what got its verdict, as the keeper does."""
@@ -64,13 +71,21 @@ class Watch:
         scan = self.root.settler.scan()
         touched = {placement.series_id for placement in scan.settled}
         self.room.touch(touched)
+        self.studies.touch(touched)
         if not scan.is_whole:
             return []
         ripe = self.room.ripe(began, touched, scan.open_associations, self.settings, self.rules)
         for one in ripe:
             with self.root.database.immediate():
-                revisions.complete(self.root.database, one.revision, one.decision.verdict, one.decision.evidence)
+                revisions.complete(
+                    self.root.database,
+                    one.revision,
+                    one.decision.verdict,
+                    one.decision.evidence,
+                    settles_study=False,
+                )
             self.room.leave(one.revision.id)
+        self.studies.settle(began, scan.open_associations, self.settings, self.room.silent_s)
         return ripe
 
     def go(self, seconds: float, *, step: float = 0.5) -> list[Ripe]:
@@ -308,6 +323,103 @@ def test_a_question_that_never_ends_is_waited_for_no_longer_than_all_else(watch:
     assert watch.go(860.0, step=10.0) == []
     (ripe,) = watch.go(40.0, step=1.0)
     assert ripe.decision.rule == "longest wait"
+
+
+# ------------------------------------------------------------------------------------------------ studies
+
+
+def study(watch: Watch) -> object:
+    return watch.root.one("SELECT state FROM studies")
+
+
+def listed(watch: Watch, series: str, count: int) -> None:
+    """Say as a scanner does that a series has its first instances and no more."""
+    names = tuple(f"{series}.{k + 1}" for k in range(count))
+    with watch.root.database.immediate():
+        evidence.record(
+            watch.root.database,
+            Evidence(EvidenceKind.MPPS_COMPLETED, watch.clocks.wall(), "CT1", "1.2.3", series, series, count, names),
+        )
+
+
+def test_a_study_is_complete_with_the_last_of_its_series_that_was_quiet(watch: Watch) -> None:
+    watch.root.push(stack(3))
+    watch.turn()
+    watch.go(3.0)
+    watch.root.push(stack(3, series="1.2.3.2"))
+    watch.go(3.0)
+    assert (watch.root.one("SELECT state FROM revisions WHERE series_id = 1"), study(watch)) == ("COMPLETE", "OPEN")
+    assert watch.go(2.0) == []
+    assert study(watch) == "OPEN"
+    assert len(watch.go(1.0)) == 1
+    assert (study(watch), len(watch.studies), watch.studies.next_look_s()) == ("COMPLETE", 0, None)
+
+
+def test_a_proof_completes_its_series_at_once_and_the_study_after_its_quiet_time(watch: Watch) -> None:
+    """The next series of the study may not have begun."""
+    watch.root.push(stack(3))
+    listed(watch, "1.2.3.1", 3)
+    assert len(watch.go(1.0)) == 1
+    assert study(watch) == "OPEN"
+    watch.go(2.0)
+    watch.root.push(stack(3, series="1.2.3.2"))
+    listed(watch, "1.2.3.2", 3)
+    assert len(watch.go(1.0)) == 1
+    watch.go(QUIET_S - 1.5)
+    assert study(watch) == "OPEN"
+    watch.go(1.0)
+    assert study(watch) == "COMPLETE"
+
+
+@pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S])
+def test_neither_a_step_of_the_clock_nor_a_restart_completes_a_study_or_starves_it(watch: Watch, step_s: float) -> None:
+    watch.root.push(stack(3))
+    listed(watch, "1.2.3.1", 3)
+    watch.go(1.0)
+    watch.clocks.set_by += step_s
+    watch.go(3.0)
+    assert study(watch) == "OPEN"
+    watch.clocks.set_by -= step_s
+    watch.restart()
+    watch.go(0.4)
+    assert study(watch) == "OPEN"
+    watch.go(1.2)
+    assert study(watch) == "COMPLETE"
+
+
+def test_an_association_that_fed_a_study_holds_it_while_it_goes_on(watch: Watch) -> None:
+    with watch.root.spool.open_association(opened()) as journal:
+        for image in stack(3):
+            put(journal, image)
+        listed(watch, "1.2.3.1", 3)
+        watch.go(50.0)
+        assert study(watch) == "OPEN"
+        watch.go(15.0)
+        assert study(watch) == "COMPLETE", "it was silent for a minute"
+
+
+def test_a_step_in_progress_holds_its_study_up_to_the_longest_wait(watch: Watch) -> None:
+    with watch.root.database.immediate():
+        begun = Evidence(EvidenceKind.MPPS_IN_PROGRESS, watch.clocks.wall(), "CT1", "1.2.3", "", "1.9", modality="MR")
+        evidence.record(watch.root.database, begun)
+    watch.root.push(stack(3))
+    watch.turn()
+    assert len(watch.go(890.0, step=10.0)) == 1, "it is of another modality than the series"
+    assert study(watch) == "OPEN"
+    watch.go(20.0, step=1.0)
+    assert study(watch) == "COMPLETE"
+
+
+def test_a_late_instance_opens_the_study_again(watch: Watch) -> None:
+    watch.root.push(stack(3))
+    watch.turn()
+    watch.go(QUIET_S + 1)
+    assert study(watch) == "COMPLETE"
+    watch.root.push([Image("1.2.3.1.4", position=7.5)])
+    watch.turn()
+    assert study(watch) == "OPEN"
+    watch.go(2 * QUIET_S + 1)
+    assert study(watch) == "COMPLETE"
 
 
 # ------------------------------------------------------------------------------------------------ the keeper
