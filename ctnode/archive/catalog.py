@@ -8,7 +8,7 @@ from typing import Final
 
 from ctnode.archive.database import Database
 from ctnode.archive.layout import parse_series_name, series_name
-from ctnode.words import NotFound, RevisionState, WrongState
+from ctnode.words import NotFound, RevisionState, StudyState, WrongState
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,15 @@ def listing(database: Database, *, state: RevisionState | None = None, limit: in
     where = "WHERE revisions.state = ?" if state else ""
     rows = database.rows(f"{_SELECT} {where} ORDER BY series.id DESC LIMIT ?", (*((state,) if state else ()), limit))
     return tuple(map(_record, rows))
+
+
+def study_state(database: Database, series_id: int) -> StudyState:
+    """Return whether the study of a series is complete."""
+    (state,) = database.execute(
+        "SELECT studies.state FROM series JOIN studies ON studies.id = series.study_id WHERE series.id = ?",
+        (series_id,),
+    ).fetchone()
+    return StudyState(state)
 
 
 def associations_of(database: Database, series_id: int) -> tuple[dict[str, object], ...]:

@@ -8,7 +8,7 @@ from typing import Final
 from ctnode.archive import evidence
 from ctnode.archive.database import Database
 from ctnode.archive.revisions import Revision
-from ctnode.flow.completion import Claim
+from ctnode.flow.completion import Claim, describe_gap, describe_number_gaps
 from ctnode.words import Concatenation, Content, Evidence, EvidenceKind
 
 _MPPS: Final = frozenset({EvidenceKind.MPPS_COMPLETED, EvidenceKind.MPPS_DISCONTINUED})
@@ -90,6 +90,29 @@ def discontinued(database: Database, known: Sequence[Evidence], modality: str) -
             if absent:
                 return f"the procedure step of {one.source} was discontinued, {absent} instances of its list are absent"
     return ""
+
+
+def describe_headers(content: Content) -> tuple[str, ...]:
+    """Return what the headers of a series say of how many images there should be, a line each."""
+    numbers = sorted(set(content.numbers))
+    numbered = describe_number_gaps(numbers) or (
+        f"instance numbers {numbers[0]} to {numbers[-1]}, {len(numbers)} different ones" if numbers else ""
+    )
+    places = len(set(content.positions_mm))
+    placed = describe_gap(content.positions_mm) or (f"{places} slice positions without a gap" if places > 2 else "")
+    return (
+        *(line for line in (numbered, placed) if line),
+        *(
+            f"acquisition {'without a number' if one.number is None else one.number}: {one.held} of {one.stated}"
+            f" images here, {one.held_in_study} in the study"
+            for one in content.acquisitions
+        ),
+        *(
+            f"concatenation {one.uid}: {len(one.parts)} of {one.total or 'an unknown number of'} parts"
+            for one in content.concatenations
+        ),
+        *([f"{content.frames} frames in {content.multiframes} multi-frame instances"] if content.multiframes else ()),
+    )
 
 
 def notes(content: Content) -> tuple[str, ...]:
