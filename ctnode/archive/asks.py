@@ -77,6 +77,18 @@ def plan(database: Database, peers: Collection[str]) -> None:
                 )
 
 
+def awaited(database: Database, revision_id: int) -> str:
+    """Return the peer whose answer about a revision is outstanding, or an empty text.
+
+    One that did not answer is asked again later; nothing waits for that.
+    """
+    row = database.execute(
+        "SELECT peer FROM jobs WHERE revision_id = ? AND kind = 'ask' AND state IN ('QUEUED', 'RUNNING')",
+        (revision_id,),
+    ).fetchone()
+    return str(row[0]) if row is not None else ""
+
+
 def peers_due(database: Database) -> tuple[str, ...]:
     """Return the peers for which a question is due."""
     rows = database.execute(

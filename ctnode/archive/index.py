@@ -53,8 +53,8 @@ class Placement:
     is_new: bool
 
 
-# Returns the quiet seconds of an association's series in their n-th revision, from AE titles, peer and n.
-QuietPolicy = Callable[[Association, int], float]
+# Returns the quiet seconds of an arrival's series in its n-th revision, from AE titles, peer, modality and n.
+QuietPolicy = Callable[[Arrival, int], float]
 
 
 _Kind = tuple[str, str, int, int]
@@ -240,10 +240,10 @@ class Index:
                 current = batch.revisions[series.id] = OpenRevision(int(row[0]), float(row[2]), float(row[3]))
         if current is not None:
             current.last_arrival = max(current.last_arrival, at)
-            current.quiet_s = self.quiet(arrival.association, current.n)
+            current.quiet_s = self.quiet(arrival, current.n)
             return current.n
         n = 1 if row is None else int(row[0]) + 1
-        quiet_s = self.quiet(arrival.association, n)
+        quiet_s = self.quiet(arrival, n)
         self.database.insert(
             "INSERT INTO revisions (series_id, n, state, opened_at, last_arrival, quiet_s, deadline)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -263,12 +263,14 @@ class Index:
         self.database.execute(
             "INSERT INTO instances"
             " (series_id, sop_instance, sop_class, transfer_syntax, digest, path, bytes, arrived_at, association_id,"
-            " revision, instance_number, position_mm, is_localizer)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " revision, instance_number, position_mm, is_localizer, acquisition, images_in_acquisition, concatenation,"
+            " in_concatenation, concatenation_total, frames)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 series_id, header.uids.sop_instance, header.uids.sop_class, header.transfer_syntax, header.digest, path,
                 header.dataset_bytes, arrival.arrived_at, arrival.association.id, revision, header.instance_number,
-                header.position_mm, int(header.is_localizer),
+                header.position_mm, int(header.is_localizer), header.acquisition, header.images_in_acquisition,
+                header.concatenation or None, header.in_concatenation, header.concatenation_total, header.frames,
             ),
         )  # fmt: skip
         batch.add_instance(

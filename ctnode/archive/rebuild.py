@@ -55,7 +55,7 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
 
     The name of a file decides nothing but its split: UIDs and digest come from the file itself.
     """
-    index = Index(database, layout, lambda _association, _n: 1.0)
+    index = Index(database, layout, lambda _arrival, _n: 1.0)
     with database.immediate():
         door = associations.begin(database, f"rebuild-{time.time_ns()}", {"door": REBUILT}, time.time())
     unreadable: list[str] = []

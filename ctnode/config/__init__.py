@@ -23,6 +23,7 @@ from ctnode.config.models import (
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
 from ctnode.config.routes import ORIGINALS, Route, Routing
+from ctnode.config.rules import CompletionRule
 
 __all__ = [
     "ORIGINALS",
@@ -30,6 +31,7 @@ __all__ = [
     "Change",
     "Commitment",
     "Completion",
+    "CompletionRule",
     "Config",
     "Deidentification",
     "Delivery",

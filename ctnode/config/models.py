@@ -13,6 +13,7 @@ from ctnode.config.fields import AeTitle, Name, Port, ResultKind, Seconds, Secti
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
 from ctnode.config.routes import Route, Routing
+from ctnode.config.rules import CompletionRule
 
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
@@ -314,6 +315,7 @@ class Config(Section):
     deidentification: tuple[Deidentification, ...] = Field((), strict=False)
     routing: Routing = Field(default_factory=Routing)
     routes: tuple[Route, ...] = Field((), strict=False)
+    completion_rules: tuple[CompletionRule, ...] = Field((), strict=False)
 
     @property
     def root(self) -> Path:
@@ -337,6 +339,7 @@ RELOADABLE: Final = frozenset(
         "receiver.max_associations", "receiver.max_per_address", "receiver.max_object_mb", "receiver.request_timeout_s",
         "receiver.idle_timeout_s", "receiver.pdu_timeout_s", "tls.key", "tls.ca", "tls.require_client_certificate",
         "completion.quiet_s", "completion.called_ae_quiet_s", "completion.max_wait_s", "completion.association_hold_s",
+        "completion.suspect", "completion_rules",
         "worker.memory_mb", "worker.timeout_s", "pipeline.spacing_mm", "pipeline.volumes", "pipeline.size",
         "pipeline.interpolation", "pipeline.labels", "lungs.threshold",
         "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
@@ -358,6 +361,7 @@ LISTS: Final[Mapping[str, type[BaseModel]]] = {
     "peers": Peer,
     "targets": Target,
     "routes": Route,
+    "completion_rules": CompletionRule,
     "deidentification": Deidentification,
 }
 
