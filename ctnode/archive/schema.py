@@ -392,3 +392,6 @@ def _statements(script: str) -> list[str]:
         elif not "".join(lines).strip():
             lines = []
     return statements
+
+
+from ctnode.archive import schema_retention as schema_retention  # noqa: E402 - each registers its own, in this order

@@ -137,6 +137,7 @@ def _index(database: Database, layout: Layout, late_s: float) -> Iterator[Findin
     for what, breaches, hint in (
         ("index file", invariants.check_integrity(database), "restore a backup, or `ctnode rebuild-index`"),
         ("files and rows", invariants.check_store(database, layout), "`ctnode rebuild-index` finds rows for all files"),
+        ("what was deleted", invariants.check_removals(database, layout), "report this: it must not happen"),
         ("states", invariants.check_states(database), "report this: it must not happen"),
     ):
         found = list(islice(breaches, SHOWN))

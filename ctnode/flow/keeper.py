@@ -24,6 +24,7 @@ from ctnode.config import Config
 from ctnode.flow.completion import quiet_seconds
 from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
+from ctnode.flow.retaining import Retainer
 from ctnode.flow.waiting import Ripe, WaitingRoom
 from ctnode.ops import log
 from ctnode.ops.durable import lock
@@ -74,6 +75,7 @@ class Keeper:
         self.waiting = WaitingRoom(database)
         self.dispatcher = Dispatcher(database, layout)
         self.inbox = Inbox(config, role.wake)
+        self.retainer = Retainer(database, layout)
         self._resolver = CachedResolver()
         self._seen_version = -1
         self._has_missed = False
@@ -108,8 +110,8 @@ class Keeper:
         bell.close()
 
     def _pause_s(self) -> float:
-        look_s = self.waiting.next_look_s()
-        return IDLE_SCAN_S if look_s is None else min(IDLE_SCAN_S, look_s + 0.001)
+        pauses_s = (self.waiting.next_look_s(), self.retainer.pause_s())
+        return min([IDLE_SCAN_S, *(pause_s + 0.001 for pause_s in pauses_s if pause_s is not None)])
 
     def _answer_bell(self, bell: socket.socket) -> None:
         # Emptied before the pause: who rings during it may have come too late for the look that follows.
@@ -132,6 +134,7 @@ class Keeper:
                 # What was settled before a fault waits too, and what could not be started is looked at again.
                 self.waiting.restore()
                 self._seen_version, self._has_missed = -1, False
+            self.index.keeps_resent = self.config.retention.resent == "keep"
             scan = self._settle()
             version = self.database.data_version()
             if scan.settled or version != self._seen_version:
@@ -139,6 +142,8 @@ class Keeper:
                 self.dispatcher.start_complete(self.config)
                 self._answer_requests()
             self.inbox.look()
+            # What has just come may be part of what is to go: then it is looked at again before anything goes.
+            self.retainer.step(self.config.retention)
         except (OSError, sqlite3.Error) as error:
             self.database.connection.rollback()
             self._has_missed = True
@@ -174,6 +179,7 @@ class Keeper:
                 otherwise=decision.otherwise,
             )
             self._hold_suspect(revision, decision.verdict)
+            self._hold_reduced(revision)
         self.waiting.leave(revision.id)
         series = catalog.by_id(self.database, revision.series_id)
         self._log.info(
@@ -192,6 +198,13 @@ class Keeper:
             revisions.set_hold(self.database, revision, HELD_SUSPECT)
         elif verdict is not Verdict.SUSPECT and hold == HELD_SUSPECT:
             revisions.lift_hold(self.database, revision, hold)
+
+    def _hold_reduced(self, revision: revisions.Revision) -> None:
+        """Hold a series of which a rule has deleted images: what came late is not all of it."""
+        series = catalog.by_id(self.database, revision.series_id)
+        if series.deleted and series.ct_instances and not series.hold:
+            words = f"retention deleted {series.deleted} of its images: send them again, or release it as it is"
+            revisions.set_hold(self.database, revision, words)
 
     def _answer_requests(self) -> None:
         """Carry out what other processes asked the keeper to do on its connection."""
