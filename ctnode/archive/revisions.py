@@ -170,8 +170,8 @@ def queue(
     now = time.time()
     if row is None:
         database.insert(
-            "INSERT INTO jobs (kind, revision_id, state, due_at, priority) VALUES (?, ?, ?, ?, ?)",
-            (PIPELINE, revision.id, JobState.QUEUED, now, priority),
+            "INSERT INTO jobs (id, kind, revision_id, state, due_at, priority) VALUES (?, ?, ?, ?, ?, ?)",
+            (database.fresh_id("jobs"), PIPELINE, revision.id, JobState.QUEUED, now, priority),
         )
     else:
         state = next_state(JOB_TRANSITIONS, JobState(row[1]), JobEvent.REQUEUE)

@@ -21,6 +21,7 @@ from ctnode.archive.layout import Layout
 from ctnode.archive.settle import Scan, Settler
 from ctnode.archive.suspect import mark, marked
 from ctnode.config import Config
+from ctnode.flow import forgetting
 from ctnode.flow.completion import quiet_seconds
 from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
@@ -141,6 +142,7 @@ class Keeper:
                 self._seen_version = version
                 self.dispatcher.start_complete(self.config)
                 self._answer_requests()
+            self._forget_wanted()
             self.inbox.look()
             # What has just come may be part of what is to go: then it is looked at again before anything goes.
             self.retainer.step(self.config.retention)
@@ -205,6 +207,17 @@ class Keeper:
         if series.deleted and series.ct_instances and not series.hold:
             words = f"retention deleted {series.deleted} of its images: send them again, or release it as it is"
             revisions.set_hold(self.database, revision, words)
+
+    def _forget_wanted(self) -> None:
+        """Forget what is to be forgotten; what is on its way just now has to arrive or fail first."""
+        for (identifier,) in self.database.execute(
+            "SELECT id FROM requests WHERE ended_at IS NULL AND kind = ?", (forgetting.REQUEST,)
+        ).fetchall():
+            if forgetting.carry_out(self.database, self.layout, identifier):
+                # Its numbers may be given again.
+                self.waiting.forget()
+                self.dispatcher.forget_waiting()
+                self._log.info("forgotten, as the operator asked", request=identifier)
 
     def _answer_requests(self) -> None:
         """Carry out what other processes asked the keeper to do on its connection."""
