@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ctnode.archive import erasure, holdings
+from ctnode.archive import erasure, holdings, verified
 from ctnode.archive.database import Database
 from ctnode.archive.header import patient_key, read_header
 from ctnode.archive.invariants import STEP
@@ -186,6 +186,7 @@ def _forget(database: Database, layout: Layout, request: int, wanted: dict[str, 
     crash_point("forget.removed")
     _remove_quarantined(database, layout, places)
     _remove_ledger(database, layout, places)
+    verified.forget(layout)
     if not is_locked(layout.run / "deliver.lock"):
         sweep(layout)
     crash_point("forget.before-commit")
