@@ -38,18 +38,19 @@ def verify(settings: Settings, rate_mb_s: float, only: str, json_wanted: bool) -
     for kind in verified.KINDS:
         if only not in {ALL, kind}:
             continue
-        seen = [0, 0]
+        count = read = 0
         wrong: list[Scrubbed] = []
         for one in READERS[kind](database, layout, pace):
-            seen = [seen[0] + 1, seen[1] + one.bytes]
+            count += 1
+            read += one.bytes
             if one.fault:
                 wrong.append(one)
                 if not json_wanted:
                     click.echo(f"{one.path}: {one.fault}")
         # Who may only look can look all the same.
         with suppress(PermissionError):
-            verified.note(layout, kind, time.time(), *seen, wrong)
-        files, size, faults = files + seen[0], size + seen[1], [*faults, *wrong]
+            verified.note(layout, kind, time.time(), count, read, wrong)
+        files, size, faults = files + count, size + read, [*faults, *wrong]
     if json_wanted:
         print_json({"files": files, "bytes": size, "faults": [asdict(fault) for fault in faults]})
     else:
