@@ -189,6 +189,7 @@ class Root:
         return [
             *invariants.check_store(self.database, self.layout),
             *invariants.check_states(self.database),
+            *invariants.check_removals(self.database, self.layout),
             *invariants.check_integrity(self.database),
         ]
 

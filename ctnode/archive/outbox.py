@@ -133,12 +133,12 @@ def post(database: Database, revision_id: int, parcels: Sequence[Parcel], *, aga
             ).fetchone()
         if row is None:
             database.insert(
-                "INSERT INTO deliveries (revision_id, series_id, target, lane, kind, path, digest, state, due_at,"
-                " posted_at, priority) VALUES (?1, (SELECT series_id FROM revisions WHERE id = ?1), ?2, ?2, ?3, ?4,"
+                "INSERT INTO deliveries (id, revision_id, series_id, target, lane, kind, path, digest, state, due_at,"
+                " posted_at, priority) VALUES (?9, ?1, (SELECT series_id FROM revisions WHERE id = ?1), ?2, ?2, ?3, ?4,"
                 " ?5, ?6, ?7, ?7, ?8)",
                 (
                     revision_id, parcel.target, parcel.kind, parcel.path, parcel.digest, DeliveryState.PENDING, now,
-                    parcel.priority,
+                    parcel.priority, database.fresh_id("deliveries"),
                 ),
             )  # fmt: skip
             continue

@@ -394,4 +394,5 @@ def _statements(script: str) -> list[str]:
     return statements
 
 
-from ctnode.archive import schema_headers as schema_headers  # noqa: E402  registers after those above
+from ctnode.archive import schema_headers as schema_headers  # noqa: E402 - each registers its own, in this order
+from ctnode.archive import schema_retention as schema_retention  # noqa: E402

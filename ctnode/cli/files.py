@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
-from ctnode.archive import catalog, lanes, outbox, revisions
+from ctnode.archive import catalog, lanes, outbox, revisions, tombstones
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout, is_strict_uid, parse_series_name
 from ctnode.cli.show import Settings, act_as_owner, as_json
@@ -195,6 +195,7 @@ def _send_series(settings: Settings, target: Target, uid: str, study: str | None
             kinds = f"revision {revision.n} of {record.name} has no results of the kinds that {target.name} takes"
             raise WrongState(kinds)
     with database.immediate():
+        tombstones.require_unmoved(database, record.id)
         outbox.post(database, revision.id, parcels, again=True)
         lanes.hurry(database, target.name)
     return _await_deliveries(database, layout, record.id, target.name)

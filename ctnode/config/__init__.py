@@ -22,6 +22,7 @@ from ctnode.config.models import (
 )
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
+from ctnode.config.retention import Retention
 from ctnode.config.routes import ORIGINALS, Route, Routing
 from ctnode.config.rules import CompletionRule
 
@@ -44,6 +45,7 @@ __all__ = [
     "Peer",
     "Pipeline",
     "Receiver",
+    "Retention",
     "Route",
     "Routing",
     "Storage",

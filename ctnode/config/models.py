@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, FiniteFloat, field_validator
 from ctnode.config.fields import AeTitle, Name, Port, ResultKind, Seconds, Section, Side
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
+from ctnode.config.retention import Retention
 from ctnode.config.routes import Route, Routing
 from ctnode.config.rules import CompletionRule
 
@@ -309,6 +310,7 @@ class Config(Section):
     delivery: Delivery = Field(default_factory=Delivery)
     commitment: Commitment = Field(default_factory=Commitment)
     inbox: Inbox = Field(default_factory=Inbox)
+    retention: Retention = Field(default_factory=Retention)
     log: Log = Field(default_factory=Log)
     peers: tuple[Peer, ...] = Field((), strict=False)
     targets: tuple[Target, ...] = Field((), strict=False)
@@ -349,6 +351,8 @@ RELOADABLE: Final = frozenset(
         "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean", "outputs.descriptions",
         "delivery.first_retry_s", "delivery.max_retry_s", "delivery.give_up_days",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
+        "retention.originals_days", "retention.originals_gb", "retention.results_days", "retention.results_gb",
+        "retention.floor_days", "retention.resent",
         "log.level", "peers", "targets", "routing.match", "routes", "deidentification",
     }
 )  # fmt: skip

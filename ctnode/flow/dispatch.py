@@ -117,7 +117,7 @@ class Dispatcher:
         for series_id in members:
             revision = revisions.newest(self.database, series_id)
             series = catalog.by_id(self.database, series_id)
-            if revision.state not in _SETTLED or series.own_instances or series.hold:
+            if revision.state not in _SETTLED or series.own_instances or series.hold or series.deleted:
                 continue
             decision = decide_study(self.database, self.layout, config, series_id)
             parcels = [*originals_for(self.database, revision, decision.fired)]

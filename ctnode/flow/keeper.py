@@ -20,10 +20,12 @@ from ctnode.archive.layout import Layout
 from ctnode.archive.settle import Scan, Settler
 from ctnode.archive.suspect import mark, marked
 from ctnode.config import Config
+from ctnode.flow import forgetting
 from ctnode.flow.completion import quiet_seconds
 from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
 from ctnode.flow.policy import Policy
+from ctnode.flow.retaining import Retainer
 from ctnode.flow.studies import StudyRoom
 from ctnode.flow.waiting import Ripe, WaitingRoom
 from ctnode.ops import log
@@ -76,6 +78,7 @@ class Keeper:
         self.studies = StudyRoom(database)
         self.dispatcher = Dispatcher(database, layout)
         self.inbox = Inbox(config, role.wake)
+        self.retainer = Retainer(database, layout)
         self._resolver = CachedResolver()
         self._seen_version = -1
         self._has_missed = False
@@ -111,8 +114,8 @@ class Keeper:
         bell.close()
 
     def _pause_s(self) -> float:
-        looks_s = [look_s for room in (self.waiting, self.studies) if (look_s := room.next_look_s()) is not None]
-        return min(IDLE_SCAN_S, *(look_s + 0.001 for look_s in looks_s), IDLE_SCAN_S)
+        pauses_s = (self.waiting.next_look_s(), self.studies.next_look_s(), self.retainer.pause_s())
+        return min([IDLE_SCAN_S, *(pause_s + 0.001 for pause_s in pauses_s if pause_s is not None)])
 
     def _answer_bell(self, bell: socket.socket) -> None:
         # Emptied before the pause: who rings during it may have come too late for the look that follows.
@@ -137,13 +140,17 @@ class Keeper:
                 self.waiting.restore()
                 self.studies.restore()
                 self._seen_version, self._has_missed = -1, False
+            self.index.keeps_resent = self.config.retention.resent == "keep"
             scan = self._settle()
             version = self.database.data_version()
             if scan.settled or version != self._seen_version:
                 self._seen_version = version
                 self.dispatcher.start_complete(self.config)
                 self._answer_requests()
+            self._forget_wanted()
             self.inbox.look()
+            # What has just come may be part of what is to go: then it is looked at again before anything goes.
+            self.retainer.step(self.config.retention)
         except (OSError, sqlite3.Error) as error:
             self.database.connection.rollback()
             self._has_missed = True
@@ -190,6 +197,7 @@ class Keeper:
                 settles_study=False,
             )
             self._hold_suspect(revision, decision.verdict, ripe.policy)
+            self._hold_reduced(revision)
         self.waiting.leave(revision.id)
         series = catalog.by_id(self.database, revision.series_id)
         self._log.info(
@@ -208,6 +216,24 @@ class Keeper:
             revisions.set_hold(self.database, revision, HELD_SUSPECT)
         elif verdict is not Verdict.SUSPECT and hold == HELD_SUSPECT:
             revisions.lift_hold(self.database, revision, hold)
+
+    def _hold_reduced(self, revision: revisions.Revision) -> None:
+        """Hold a series of which a rule has deleted images: what came late is not all of it."""
+        series = catalog.by_id(self.database, revision.series_id)
+        if series.deleted and series.ct_instances and not series.hold:
+            words = f"retention deleted {series.deleted} of its images: send them again, or release it as it is"
+            revisions.set_hold(self.database, revision, words)
+
+    def _forget_wanted(self) -> None:
+        """Forget what is to be forgotten; what is on its way just now has to arrive or fail first."""
+        for (identifier,) in self.database.execute(
+            "SELECT id FROM requests WHERE ended_at IS NULL AND kind = ?", (forgetting.REQUEST,)
+        ).fetchall():
+            if forgetting.carry_out(self.database, self.layout, identifier):
+                # Its numbers may be given again.
+                self.waiting.forget()
+                self.dispatcher.forget_waiting()
+                self._log.info("forgotten, as the operator asked", request=identifier)
 
     def _answer_requests(self) -> None:
         """Carry out what other processes asked the keeper to do on its connection."""

@@ -220,6 +220,14 @@ class WaitingRoom:
         """Forget a revision that got its verdict."""
         self._waits.pop(revision_id, None)
 
+    def forget(self) -> None:
+        """Forget the revisions that are no longer there, and take over those that wait under their numbers."""
+        there = {revision.id: revision.series_id for revision in receiving(self.database)}
+        self._waits = {
+            revision_id: wait for revision_id, wait in self._waits.items() if there.get(revision_id) == wait.series_id
+        }
+        self.restore()
+
     def _situation(self, revision: Revision, wait: _Wait, opened: dict[int, Open], policy: Policy) -> Situation:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
