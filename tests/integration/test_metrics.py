@@ -48,6 +48,8 @@ def send(root: Root, images: list[Image], *, peer: str = "", door: str = "networ
     journal = root.spool.open_association(opened)
     for image in images:
         put(journal, image)
+        # One association is counted in several batches.
+        root.settler.scan()
     journal.close("released", statuses={"0000": len(images), **({"A700": refused} if refused else {})})
     root.settle()
 
