@@ -394,4 +394,5 @@ def _statements(script: str) -> list[str]:
     return statements
 
 
+from ctnode.archive import schema_alerts as schema_alerts  # noqa: E402
 from ctnode.archive import schema_metrics as schema_metrics  # noqa: E402 - its migration follows those above

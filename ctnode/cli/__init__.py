@@ -11,7 +11,19 @@ from typing import Final
 import click
 
 from ctnode import __version__
-from ctnode.cli import associations, commitments, deliveries, files, metrics, operate, routes, running, series, verify
+from ctnode.cli import (
+    associations,
+    commitments,
+    deliveries,
+    files,
+    metrics,
+    notify,
+    operate,
+    routes,
+    running,
+    series,
+    verify,
+)
 from ctnode.cli.show import Settings
 from ctnode.config import Log
 from ctnode.ops import log
@@ -41,7 +53,7 @@ def cli(context: click.Context, config_file: Path | None) -> None:
     log.configure(Log(level="error"), role="cli")
 
 
-for module in (running, files, operate, series, routes, verify, associations, commitments, deliveries, metrics):
+for module in (running, files, operate, series, routes, verify, associations, commitments, deliveries, metrics, notify):
     module.register(cli)
 
 

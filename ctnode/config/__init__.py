@@ -23,10 +23,13 @@ from ctnode.config.models import (
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
 from ctnode.config.routes import ORIGINALS, Route, Routing
+from ctnode.config.telling import ALERT_KINDS, Audit, Notify
 
 __all__ = [
+    "ALERT_KINDS",
     "ORIGINALS",
     "RELOADABLE",
+    "Audit",
     "Change",
     "Commitment",
     "Completion",
@@ -38,6 +41,7 @@ __all__ = [
     "Log",
     "LungMask",
     "Node",
+    "Notify",
     "Outputs",
     "Peer",
     "Pipeline",

@@ -13,6 +13,7 @@ from ctnode.config.fields import AeTitle, Name, Port, ResultKind, Seconds, Secti
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
 from ctnode.config.routes import Route, Routing
+from ctnode.config.telling import Audit, Notify
 
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
@@ -305,11 +306,13 @@ class Config(Section):
     commitment: Commitment = Field(default_factory=Commitment)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
+    audit: Audit = Field(default_factory=Audit)
     peers: tuple[Peer, ...] = Field((), strict=False)
     targets: tuple[Target, ...] = Field((), strict=False)
     deidentification: tuple[Deidentification, ...] = Field((), strict=False)
     routing: Routing = Field(default_factory=Routing)
     routes: tuple[Route, ...] = Field((), strict=False)
+    notify: tuple[Notify, ...] = Field((), strict=False)
 
     @property
     def root(self) -> Path:
@@ -341,18 +344,20 @@ RELOADABLE: Final = frozenset(
         "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean", "outputs.descriptions",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
-        "log.level", "peers", "targets", "routing.match", "routes", "deidentification",
+        "log.level", "peers", "targets", "routing.match", "routes", "deidentification", "notify",
     }
 )  # fmt: skip
 
 # Keys whose value is the name of a file, which the service manager may provide as a credential instead.
 FILES: Final = ("certificate", "key", "ca")
 TARGET_FILES: Final = (*FILES, "token_file", "path")
+NOTIFY_FILES: Final = ("ca", "token_file", "password_file")
 
 LISTS: Final[Mapping[str, type[BaseModel]]] = {
     "peers": Peer,
     "targets": Target,
     "routes": Route,
+    "notify": Notify,
     "deidentification": Deidentification,
 }
 

@@ -18,6 +18,7 @@ from ctnode.flow.asking import Asker
 from ctnode.flow.carrier import AT, is_callable
 from ctnode.flow.commitment import CommitmentDesk
 from ctnode.flow.courier import Courier, Line
+from ctnode.flow.notifier import Notifier
 from ctnode.flow.outgoing import sweep
 from ctnode.flow.recorder import Recorder
 from ctnode.ops import log
@@ -65,7 +66,7 @@ class Deliverer:
         self._threads: dict[str, list[threading.Thread]] = {}
         self._stop = threading.Event()
         self._looked = float("-inf")
-        self._parts = (CommitmentDesk(layout), Asker(layout))
+        self._parts = (CommitmentDesk(layout), Asker(layout), Notifier(layout))
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def run(self) -> None:
