@@ -22,6 +22,7 @@ from ctnode.cli import (
     routes,
     running,
     series,
+    trail,
     verify,
 )
 from ctnode.cli.show import Settings
@@ -53,7 +54,20 @@ def cli(context: click.Context, config_file: Path | None) -> None:
     log.configure(Log(level="error"), role="cli")
 
 
-for module in (running, files, operate, series, routes, verify, associations, commitments, deliveries, metrics, notify):
+for module in (
+    running,
+    files,
+    operate,
+    series,
+    routes,
+    verify,
+    associations,
+    commitments,
+    deliveries,
+    metrics,
+    notify,
+    trail,
+):
     module.register(cli)
 
 

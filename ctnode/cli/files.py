@@ -16,7 +16,9 @@ from ctnode.archive import catalog, lanes, outbox, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout, is_strict_uid, parse_series_name
 from ctnode.cli.show import Settings, act_as_owner, as_json
+from ctnode.cli.trail import did, did_to_series
 from ctnode.config import Config, Target
+from ctnode.ops import audit
 from ctnode.words import DeliveryState, ExitCode, NotFound, VolumeReport, VolumeStatus, WrongState
 
 if TYPE_CHECKING:
@@ -125,6 +127,9 @@ def import_files(settings: Settings, paths: tuple[Path, ...], json_wanted: bool)
             click.echo(json.dumps(record))
         elif imported.outcome is Outcome.REFUSED:
             click.echo(f"refused {imported.name}: {imported.reason}", err=True)
+    if any(counts.values()):
+        taken = sum(counts.values()) - counts[Outcome.REFUSED]
+        did(config, "import", event=audit.Event.IMPORT, action=audit.Action.CREATE, instances=taken)
     if not json_wanted:
         click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
     raise click.exceptions.Exit(ExitCode.FINDINGS if counts[Outcome.REFUSED] else ExitCode.OK)
@@ -165,11 +170,17 @@ def _send_files(config: Config, target: Target, path: Path) -> bool:
     carrier = carrier_of(config, target.name)
     assert carrier is not None
     base = path if path.is_dir() else path.parent
-    ok = True
+    ok, sent = True, 0
     for result in carrier.send({file: str(file.relative_to(base)) for file in files}):
         status = "" if result.status is None else f" status {result.status:04X}H"
         click.echo(f"{result.path}: {result.outcome}{status} {result.comment}".rstrip())
         ok = ok and result.outcome is Outcome.SENT
+        sent += result.outcome is Outcome.SENT
+    if sent and (config.root / "ctnode.db").is_file():
+        record = audit.Record(
+            audit.Event.EXPORT, audit.Action.READ, audit.operator(), "send", target=target.name, instances=sent
+        )
+        audit.note(config.root, record, enabled=config.audit.enabled)
     return ok
 
 
@@ -177,7 +188,7 @@ def _send_series(settings: Settings, target: Target, uid: str, study: str | None
     """Owe the results or images of a series once more, and wait a little for the deliverer."""
     from ctnode.flow.parcels import parcels_of
 
-    _, layout, database = settings.writing()
+    config, layout, database = settings.writing()
     record = catalog.find(database, uid, study=study)
     revision = revisions.newest(database, record.id)
     if originals:
@@ -194,6 +205,7 @@ def _send_series(settings: Settings, target: Target, uid: str, study: str | None
     with database.immediate():
         outbox.post(database, revision.id, parcels, again=True)
         lanes.hurry(database, target.name)
+    did_to_series(config, f"send to {target.name}", record)
     return _await_deliveries(database, layout, record.id, target.name)
 
 

@@ -17,6 +17,7 @@ from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, act_as_owner, as_json, pairs, print_json, print_table
+from ctnode.cli.trail import did
 from ctnode.flow.doctor import examine
 from ctnode.ops.durable import is_locked, lock
 from ctnode.ops.role import read_reports
@@ -107,6 +108,7 @@ def rebuild_index(settings: Settings) -> None:
         database.migrate()
         found = _rebuilt(database, layout)
     _say_rebuilt(found)
+    did(config, "index rebuilt", instances=found.instances)
     if aside is not None:
         click.echo(f"the old index is {aside}")
     raise click.exceptions.Exit(ExitCode.FINDINGS if found.unreadable else ExitCode.OK)
@@ -141,6 +143,7 @@ def backup(settings: Settings, file: Path, restore: bool) -> None:
     target = file.resolve()
     if restore:
         _restore(layout, target)
+        did(config, "index restored from a backup")
         return
     configuration.require_root(config)
     with Database(layout.database) as database:
@@ -150,6 +153,7 @@ def backup(settings: Settings, file: Path, restore: bool) -> None:
         else:
             lock(layout.run / "keep.lock", owner="keeper")
             copy_to(database.connection, target)
+    did(config, "index copied")
     click.echo(f"the index is copied to {target}")
 
 

@@ -20,10 +20,11 @@ from ctnode.archive.jobs import retry_after_s
 from ctnode.archive.layout import Layout
 from ctnode.archive.outbox import Delivery, Ending
 from ctnode.config import Config
+from ctnode.flow import auditing
 from ctnode.flow.carrier import Carrier, Named, Unproved, carrier_of
 from ctnode.flow.outgoing import Item, is_rewritten, outgoing_item, outgoing_names, scratch_of
 from ctnode.flow.recorder import Recorder
-from ctnode.ops import log
+from ctnode.ops import audit, log
 from ctnode.ops.process import identity
 from ctnode.wire.sender import Outcome, SendResult
 from ctnode.words import ConfigError, CtnodeError, DeliveryEvent
@@ -36,6 +37,10 @@ REWRITTEN_BATCH: Final = 25
 JITTER: Final = 0.2
 # So many objects refused for want of resources, one after the other, are the state of the destination.
 FULL_AFTER: Final = 3
+_AUDITED: Final = {
+    DeliveryEvent.SEND: audit.Outcome.SUCCESS,
+    DeliveryEvent.DIE: audit.Outcome.SERIOUS_FAILURE,
+}
 
 
 @dataclass
@@ -129,12 +134,15 @@ class Courier:
         if not open_ones:
             return True
         results = carrier.send(names)
+        audited: list[tuple[Delivery, audit.Outcome]] = []
         try:
             for result in results:
                 delivery = open_ones.pop(result.path)
                 ending = judge.ending(delivery, result)
                 self._recorder.add(ending)
                 self._tell(ending)
+                if ending.event in _AUDITED:
+                    audited.append((delivery, _AUDITED[ending.event]))
                 # What may have arrived has to be noted as such, also behind the one that failed.
                 if (judge.fault and not result.may_have_arrived) or self._has_to_end():
                     break
@@ -144,6 +152,10 @@ class Courier:
                 self._recorder.add(Ending(delivery, DeliveryEvent.RELEASE))
             if judge.note is not None:
                 self._recorder.add(judge.note)
+            if self._config.audit.enabled:
+                node = self._config.node.ae_title
+                entries = auditing.of_deliveries(self._database, node, carrier.target, audited)
+                audit.note(self._layout.root, *entries)
         if judge.fault:
             self._log.warning("destination fails", reason=judge.fault, again_in_s=round(judge.wait_s))
         return not judge.fault

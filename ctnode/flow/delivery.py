@@ -15,6 +15,7 @@ from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Peer, Target
 from ctnode.flow.asking import Asker
+from ctnode.flow.auditing import AuditSender
 from ctnode.flow.carrier import AT, is_callable
 from ctnode.flow.commitment import CommitmentDesk
 from ctnode.flow.courier import Courier, Line
@@ -66,7 +67,7 @@ class Deliverer:
         self._threads: dict[str, list[threading.Thread]] = {}
         self._stop = threading.Event()
         self._looked = float("-inf")
-        self._parts = (CommitmentDesk(layout), Asker(layout), Notifier(layout))
+        self._parts = (CommitmentDesk(layout), Asker(layout), Notifier(layout), AuditSender(layout))
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def run(self) -> None:

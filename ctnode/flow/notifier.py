@@ -18,9 +18,10 @@ from ctnode.archive.jobs import retry_after_s
 from ctnode.archive.layout import Layout
 from ctnode.archive.suspect import marked
 from ctnode.config import Config, Notify
+from ctnode.flow import auditing
 from ctnode.flow.perpeer import PerPeer
 from ctnode.flow.telling import NotTold, compose, tell
-from ctnode.ops import log
+from ctnode.ops import audit, log
 from ctnode.wire.certificates import read_material
 from ctnode.words import CtnodeError
 
@@ -114,12 +115,12 @@ class Notifier:
                     database, one.kind, one.subject, one.text, holds=one.holds
                 ):
                     self._log.warning("attention", what=one.kind, target=one.subject, reason=one.text)
-            self._read_rejections(database)
+            self._read_rejections(database, config)
             if time.monotonic() - self._forgot >= FORGET_S:
                 self._forgot = time.monotonic()
                 alerts.forget_old(database)
 
-    def _read_rejections(self, database: Database) -> None:
+    def _read_rejections(self, database: Database, config: Config) -> None:
         """Make alerts of who was turned away since the last look, whichever process of ours looked."""
         try:
             found = os.stat(self._layout.rejections)
@@ -137,6 +138,8 @@ class Notifier:
                     who = f"{one.calling_ae or 'somebody'} at {one.address or 'several addresses'}"
                     alerts.add(database, "refused", who, one.reason, one.count)
                 database.count(_REJECTIONS_READ, max(round(one.at * 1000) for one in fresh) - since_ms)
+            if config.audit.enabled:
+                audit.note(self._layout.root, *map(auditing.of_rejection, fresh))
         self._rejections_seen = seen
 
 
