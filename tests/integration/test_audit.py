@@ -64,12 +64,12 @@ def test_a_record_is_one_line_in_the_file_of_its_day(tmp_path: Path) -> None:
 
 def test_what_was_written_is_synced_before_the_writer_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
-    monkeypatch.setattr(
-        audit, "sync", lambda descriptor: synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
-    )
-    monkeypatch.setattr(
-        durable, "sync", lambda descriptor: synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
-    )
+
+    def see(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    monkeypatch.setattr(audit, "sync", see)
+    monkeypatch.setattr(durable, "sync", see)
     audit.write(tmp_path, RECORD, at=0.0)
     folder = str(tmp_path / "audit")
     assert synced == [str(tmp_path), f"{folder}/audit-1970-01-01.jsonl", folder]
