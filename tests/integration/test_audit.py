@@ -1,4 +1,4 @@
-"""The audit trail: every line once, whole, durable and without a patient; its way to a repository by syslog over TLS."""
+"""The audit trail: every line once, whole, durable, without a patient; its way to a repository by syslog over TLS."""
 
 from __future__ import annotations
 
