@@ -236,7 +236,9 @@ class Settler:
         name = _name(path)
         attempts = self.index.note_attempts([name])[name]
         reason = str(error) if isinstance(error, BadInstance) else f"cannot be read: {type(error).__name__}"
-        self._log.warning("instance not settled", path=path.name, attempt=attempts, reason=reason)
+        self._log.warning(
+            "instance not settled", association=path.parent.name, path=path.name, attempt=attempts, reason=reason
+        )
         if attempts >= MAX_ATTEMPTS:
             self._quarantine(path, known, reason)
 
@@ -275,7 +277,8 @@ class Settler:
         self.index.quarantine(quarantined, placement.source.parent.name, reason)
         placement.source.rename(quarantined)
         fsync_directory(self.layout.quarantine)
-        self._log.error("instance not settled", path=placement.source.name, reason=reason)
+        name = placement.source.parent.name
+        self._log.error("instance not settled", association=name, path=placement.source.name, reason=reason)
 
     def _close(self, ended: Sequence[tuple[Path, _Known]]) -> None:
         """Write down how associations ended, all in one transaction, and remove their empty journals."""
@@ -304,7 +307,9 @@ class Settler:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.EPERM}:
                 raise
             self._left.add(directory.name)
-            self._log.warning("journal not removed", path=directory.name, reason="it holds files that are not ours")
+            self._log.warning(
+                "journal not removed", association=directory.name, reason="it holds files that are not ours"
+            )
 
 
 def _name(path: Path) -> str:

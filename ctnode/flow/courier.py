@@ -185,7 +185,8 @@ class Courier:
         self._tell(ending)
 
     def _tell(self, ending: Ending) -> None:
-        bound = self._log.bind(attempt=ending.delivery.attempt, status=ending.status)
+        delivery = ending.delivery
+        bound = self._log.bind(delivery=delivery.id, attempt=delivery.attempt, status=ending.status)
         if ending.event is DeliveryEvent.SEND:
             bound.info("delivered")
         elif ending.event is not DeliveryEvent.RELEASE:

@@ -173,6 +173,8 @@ class NodeSession:
         except StorageError as error:
             self._reason = error.message
             raise
+        # This thread is the association's own.
+        log.bind(association=self._journal.name)
         Normalized(self._journal, self._shared.ledger, self.calling_ae, self._shared.doorbell.ring).serve(association)
 
     @property
