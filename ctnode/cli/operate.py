@@ -30,11 +30,16 @@ BACKUP_WAIT_S = 600.0
 
 
 @click.command()
+@click.option("--watch", "is_watched", is_flag=True, help="Show the node at a glance each second, until Ctrl-C.")
 @as_json
 @click.pass_obj
-def status(settings: Settings, json_wanted: bool) -> None:
+def status(settings: Settings, is_watched: bool, json_wanted: bool) -> None:
     """Show the roles, the counters and the queue."""
     config, layout, database = settings.reading()
+    if is_watched:
+        from ctnode.cli.watch import watch
+
+        watch(config, database)
     roles = read_reports(layout.run)
     counters = database.counters()
     if json_wanted:
