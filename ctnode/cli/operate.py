@@ -17,6 +17,7 @@ from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, act_as_owner, as_json, pairs, print_json, print_table
+from ctnode.cli.steps import Steps
 from ctnode.cli.trail import did
 from ctnode.flow.doctor import examine
 from ctnode.ops.durable import is_locked, lock
@@ -121,7 +122,8 @@ def rebuild_index(settings: Settings) -> None:
 
 def _rebuilt(database: Database, layout: Layout) -> rebuild.Rebuilt:
     """Make rows of the files of the store, and of what the results folders say of their volumes."""
-    found = rebuild.rebuild(database, layout)
+    with Steps("rebuild", "files") as steps:
+        found = rebuild.rebuild(database, layout, steps.at)
     sidecars = [f"{folder}/ct.json" for folder in findings.rebuild(database, layout)]
     return replace(found, unreadable=(*(f"store/{line}" for line in found.unreadable), *sidecars))
 
@@ -154,15 +156,17 @@ def backup(settings: Settings, file: Path, restore: bool) -> None:
     with Database(layout.database) as database:
         database.migrate()
         if is_locked(layout.run / "keep.lock"):
-            _ask_keeper(database, layout, target)
+            with Steps("backup", "seconds") as steps:
+                _ask_keeper(database, layout, target, steps)
         else:
             lock(layout.run / "keep.lock", owner="keeper")
-            copy_to(database.connection, target)
+            with Steps("backup", "pages") as steps:
+                copy_to(database.connection, target, between=lambda _, left, pages: steps.at(pages - left, pages))
     did(config, "index copied")
     click.echo(f"the index is copied to {target}")
 
 
-def _ask_keeper(database: Database, layout: Layout, target: Path) -> None:
+def _ask_keeper(database: Database, layout: Layout, target: Path, steps: Steps) -> None:
     """Let the keeper copy on its own connection, so that its commits do not restart the copy."""
     with database.immediate():
         request = database.insert(
@@ -170,7 +174,9 @@ def _ask_keeper(database: Database, layout: Layout, target: Path) -> None:
         )
     Doorbell(layout.run).ring()
     deadline = time.monotonic() + BACKUP_WAIT_S
+    began = time.monotonic()
     while time.monotonic() < deadline:
+        steps.at(round(time.monotonic() - began), None, "the keeper copies")
         row = database.execute("SELECT ended_at, error FROM requests WHERE id = ?", (request,)).fetchone()
         if row[0] is not None:
             if row[1]:
@@ -191,8 +197,8 @@ def _restore(layout: Layout, source: Path) -> None:
     layout.create()
     lock(layout.run / "keep.lock", owner="keeper")
     aside = rebuild.set_aside(layout)
-    with Database(source, readonly=True) as old:
-        copy_to(old.connection, layout.database)
+    with Database(source, readonly=True) as old, Steps("restore", "pages") as steps:
+        copy_to(old.connection, layout.database, between=lambda _, left, pages: steps.at(pages - left, pages))
     with Database(layout.database) as database:
         database.migrate()
         found = _rebuilt(database, layout)

@@ -8,6 +8,7 @@ import click
 
 from ctnode.archive.scrub import Pace, scrub
 from ctnode.cli.show import Settings, as_json, print_json
+from ctnode.cli.steps import Steps
 from ctnode.words import ExitCode
 
 
@@ -21,13 +22,16 @@ def verify(settings: Settings, rate_mb_s: float, json_wanted: bool) -> None:
     _, layout, database = settings.reading()
     faults = []
     files = size = 0
-    for one in scrub(database, layout, Pace(rate_mb_s * 1e6)):
-        files += 1
-        size += one.bytes
-        if one.fault:
-            faults.append(one)
-            if not json_wanted:
-                click.echo(f"{one.path}: {one.fault}")
+    with Steps("verify", "files", is_quiet=json_wanted) as steps:
+        total = database.counters().get("instances", 0)
+        for one in scrub(database, layout, Pace(rate_mb_s * 1e6)):
+            files += 1
+            size += one.bytes
+            steps.at(files, max(files, total), f"{size / 1e6:.0f} MB")
+            if one.fault:
+                faults.append(one)
+                if not json_wanted:
+                    click.echo(f"{one.path}: {one.fault}")
     if json_wanted:
         print_json({"files": files, "bytes": size, "faults": [asdict(fault) for fault in faults]})
     else:
