@@ -72,6 +72,8 @@ def configure(settings: Log, *, role: str) -> None:
         library.setLevel(logging.WARNING)
     # "always": the other filters remember each text that was warned of, and with it what it quotes.
     warnings.simplefilter("always")
+    for of_developers in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", of_developers)
     warnings.showwarning = rewriter.warn
 
 
