@@ -23,7 +23,7 @@ from ctnode.flow.metrics import exposition
 
 PEERS, TARGETS, PER_SERIES = 20, 5, 100
 COUNTED = (
-    "SELECT peer, count(*), sum(i.bytes) FROM instances AS i JOIN associations AS a ON a.id = association_id GROUP BY 1",
+    "SELECT peer, count(*), sum(i.bytes) FROM instances i JOIN associations a ON a.id = association_id GROUP BY peer",
     "SELECT state, count(*) FROM revisions GROUP BY 1",
     "SELECT target, state, count(*) FROM deliveries GROUP BY 1, 2",
 )

@@ -18,6 +18,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from ctnode.archive import outbox, revisions
 from ctnode.archive.outbox import Parcel
@@ -239,7 +241,9 @@ def test_the_message_is_that_of_the_standard() -> None:
     assert details == {"series": "1.2.3.1 1.2.3.2", "instances": "3", "reference": "17-a"}
 
 
-@pytest.mark.parametrize("text", ["\0", "a\r\nb", "<&>\"'", "\ud800", "ä\u2028"])
+@given(st.text())
+@example("\0")
+@example("a\r\nb]]><&>\"'\ud800ä\u2028\ufffe")
 def test_no_text_breaks_the_message(text: str) -> None:
     sent = frame(entry_of(who=text, target=text), node="CTNODE", host="h ö st", process=1)
     length, _, message = sent.partition(b" ")

@@ -22,6 +22,7 @@ from ctnode.archive.rejections import Rejections
 from ctnode.cli import cli
 from ctnode.config import Config, Notify, Storage, Tls
 from ctnode.flow import notifier
+from ctnode.flow.doctor import examine
 from ctnode.flow.notifier import Notifier, conditions
 from ctnode.flow.telling import NotTold, compose, tell
 from ctnode.words import Verdict
@@ -203,6 +204,8 @@ def test_what_did_not_arrive_is_tried_again_and_said_once(
             turn(part, root, config)
             (state,) = alerts.channels(root.database, ["duty"])
             assert state.comment == comment
+            found = [one.found for one in examine(config) if one.what == "channel duty"]
+            assert found == ([f"not told {state.failures} times: {comment}"] if comment else [])
             root.database.execute("UPDATE channels SET due_at = 0")
             root.database.connection.commit()
     assert [content["counts"] for content, _ in hook.posted] == [hook.posted[0][0]["counts"]] * 3
