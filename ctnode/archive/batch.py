@@ -43,6 +43,7 @@ class _SeriesSum:
 @dataclass(slots=True)
 class _FedSum:
     instances: int = 0
+    bytes: int = 0
     duplicates: int = 0
     last_arrival: float = 0.0
 
@@ -84,7 +85,9 @@ class Batch:
         total.last_at = max(total.last_at, at)
         total.ct_instances += is_ct
         total.own_instances += is_own
-        self._fed_by(association_id, series_id, at).instances += 1
+        fed = self._fed_by(association_id, series_id, at)
+        fed.instances += 1
+        fed.bytes += size_bytes
         self.count("instances")
         self.count("bytes", size_bytes)
 
@@ -139,8 +142,9 @@ class Batch:
             [(*key, fed.instances, fed.last_arrival) for key, fed in self._fed.items()],
         )
         many(
-            "UPDATE associations SET instances = instances + ?, duplicates = duplicates + ? WHERE id = ?",
-            [(fed.instances, fed.duplicates, association_id) for (association_id, _), fed in self._fed.items()],
+            "UPDATE associations SET instances = instances + ?, bytes = bytes + ?, duplicates = duplicates + ?"
+            " WHERE id = ?",
+            [(fed.instances, fed.bytes, fed.duplicates, who) for (who, _), fed in self._fed.items()],
         )
         for series_id, revision in self.revisions.items():
             self._write_revision(series_id, revision)

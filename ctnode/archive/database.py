@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import sqlite_utils
 
-from ctnode.archive.schema import MIGRATIONS
+from ctnode.archive.migrations import MIGRATIONS
 from ctnode.ops.durable import fsync_directory
 from ctnode.words import Unavailable
 

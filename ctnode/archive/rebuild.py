@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -52,8 +52,10 @@ def set_aside(layout: Layout) -> Path | None:
     return aside
 
 
-def rebuild(database: Database, layout: Layout) -> Rebuilt:
+def rebuild(database: Database, layout: Layout, note: Callable[[int, int], object] | None = None) -> Rebuilt:
     """Give each file of the store that has no row its row; the caller holds the keeper's lock.
+
+    ``note`` hears how many files of how many were looked at.
 
     The name of a file decides nothing but its split: UIDs and digest come from the file itself.
     """
@@ -66,7 +68,10 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
     touched: set[int] = set()
     count = 0
     # Older files first: of several with one UID the newest becomes current, as when they arrived.
-    for path in sorted(_files(layout.store), key=lambda path: (path.stat().st_mtime_ns, str(path))):
+    paths = sorted(_files(layout.store), key=lambda path: (path.stat().st_mtime_ns, str(path)))
+    for number, path in enumerate(paths):
+        if note is not None:
+            note(number, len(paths))
         if str(path.relative_to(layout.store)) in known:
             continue
         try:

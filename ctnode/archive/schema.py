@@ -392,7 +392,3 @@ def _statements(script: str) -> list[str]:
         elif not "".join(lines).strip():
             lines = []
     return statements
-
-
-from ctnode.archive import schema_headers as schema_headers  # noqa: E402 - each registers its own, in this order
-from ctnode.archive import schema_retention as schema_retention  # noqa: E402

@@ -17,11 +17,14 @@ from ctnode.cli import (
     deliveries,
     files,
     forget,
+    metrics,
+    notify,
     operate,
     retention,
     routes,
     running,
     series,
+    trail,
     verify,
 )
 from ctnode.cli.show import Settings
@@ -65,6 +68,9 @@ for module in (
     deliveries,
     retention,
     forget,
+    metrics,
+    notify,
+    trail,
 ):
     module.register(cli)
 

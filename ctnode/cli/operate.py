@@ -17,6 +17,8 @@ from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, act_as_owner, as_json, pairs, print_json, print_table
+from ctnode.cli.steps import Steps
+from ctnode.cli.trail import did
 from ctnode.flow.doctor import examine
 from ctnode.ops.durable import is_locked, lock
 from ctnode.ops.role import read_reports
@@ -29,11 +31,16 @@ BACKUP_WAIT_S = 600.0
 
 
 @click.command()
+@click.option("--watch", "is_watched", is_flag=True, help="Show the node at a glance each second, until Ctrl-C.")
 @as_json
 @click.pass_obj
-def status(settings: Settings, json_wanted: bool) -> None:
+def status(settings: Settings, is_watched: bool, json_wanted: bool) -> None:
     """Show the roles, the counters and the queue."""
     config, layout, database = settings.reading()
+    if is_watched:
+        from ctnode.cli.watch import watch
+
+        watch(config, database)
     roles = read_reports(layout.run)
     counters = database.counters()
     if json_wanted:
@@ -107,6 +114,7 @@ def rebuild_index(settings: Settings) -> None:
         database.migrate()
         found = _rebuilt(database, layout)
     _say_rebuilt(found)
+    did(config, "index rebuilt", instances=found.instances)
     if aside is not None:
         click.echo(f"the old index is {aside}")
     raise click.exceptions.Exit(ExitCode.FINDINGS if found.unreadable else ExitCode.OK)
@@ -114,7 +122,8 @@ def rebuild_index(settings: Settings) -> None:
 
 def _rebuilt(database: Database, layout: Layout) -> rebuild.Rebuilt:
     """Make rows of the files of the store, and of what the results folders say of their volumes."""
-    found = rebuild.rebuild(database, layout)
+    with Steps("rebuild", "files") as steps:
+        found = rebuild.rebuild(database, layout, steps.at)
     sidecars = [f"{folder}/ct.json" for folder in findings.rebuild(database, layout)]
     return replace(found, unreadable=(*(f"store/{line}" for line in found.unreadable), *sidecars))
 
@@ -141,19 +150,23 @@ def backup(settings: Settings, file: Path, restore: bool) -> None:
     target = file.resolve()
     if restore:
         _restore(layout, target)
+        did(config, "index restored from a backup")
         return
     configuration.require_root(config)
     with Database(layout.database) as database:
         database.migrate()
         if is_locked(layout.run / "keep.lock"):
-            _ask_keeper(database, layout, target)
+            with Steps("backup", "seconds") as steps:
+                _ask_keeper(database, layout, target, steps)
         else:
             lock(layout.run / "keep.lock", owner="keeper")
-            copy_to(database.connection, target)
+            with Steps("backup", "pages") as steps:
+                copy_to(database.connection, target, between=lambda _, left, pages: steps.at(pages - left, pages))
+    did(config, "index copied")
     click.echo(f"the index is copied to {target}")
 
 
-def _ask_keeper(database: Database, layout: Layout, target: Path) -> None:
+def _ask_keeper(database: Database, layout: Layout, target: Path, steps: Steps) -> None:
     """Let the keeper copy on its own connection, so that its commits do not restart the copy."""
     with database.immediate():
         request = database.insert(
@@ -161,7 +174,9 @@ def _ask_keeper(database: Database, layout: Layout, target: Path) -> None:
         )
     Doorbell(layout.run).ring()
     deadline = time.monotonic() + BACKUP_WAIT_S
+    began = time.monotonic()
     while time.monotonic() < deadline:
+        steps.at(round(time.monotonic() - began), None, "the keeper copies")
         row = database.execute("SELECT ended_at, error FROM requests WHERE id = ?", (request,)).fetchone()
         if row[0] is not None:
             if row[1]:
@@ -182,8 +197,8 @@ def _restore(layout: Layout, source: Path) -> None:
     layout.create()
     lock(layout.run / "keep.lock", owner="keeper")
     aside = rebuild.set_aside(layout)
-    with Database(source, readonly=True) as old:
-        copy_to(old.connection, layout.database)
+    with Database(source, readonly=True) as old, Steps("restore", "pages") as steps:
+        copy_to(old.connection, layout.database, between=lambda _, left, pages: steps.at(pages - left, pages))
     with Database(layout.database) as database:
         database.migrate()
         found = _rebuilt(database, layout)

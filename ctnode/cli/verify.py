@@ -13,6 +13,7 @@ from ctnode.archive import verified
 from ctnode.archive.scrub import Pace, Scrubbed, scrub
 from ctnode.archive.scrub_results import scrub_results
 from ctnode.cli.show import Settings, as_json, print_json
+from ctnode.cli.steps import Steps
 from ctnode.words import ExitCode
 
 ALL: Final = "all"
@@ -40,13 +41,16 @@ def verify(settings: Settings, rate_mb_s: float, only: str, json_wanted: bool) -
             continue
         count = read = 0
         wrong: list[Scrubbed] = []
-        for one in READERS[kind](database, layout, pace):
-            count += 1
-            read += one.bytes
-            if one.fault:
-                wrong.append(one)
-                if not json_wanted:
-                    click.echo(f"{one.path}: {one.fault}")
+        total = database.counters().get("instances", 0) if kind == "originals" else 0
+        with Steps("verify", kind, is_quiet=json_wanted) as steps:
+            for one in READERS[kind](database, layout, pace):
+                count += 1
+                read += one.bytes
+                steps.at(count, max(count, total), f"{read / 1e6:.0f} MB")
+                if one.fault:
+                    wrong.append(one)
+                    if not json_wanted:
+                        click.echo(f"{one.path}: {one.fault}")
         # Who may only look can look all the same.
         with suppress(PermissionError):
             verified.note(layout, kind, time.time(), count, read, wrong)

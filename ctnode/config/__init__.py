@@ -25,10 +25,13 @@ from ctnode.config.privacy import Deidentification
 from ctnode.config.retention import Retention
 from ctnode.config.routes import ORIGINALS, Route, Routing
 from ctnode.config.rules import CompletionRule
+from ctnode.config.telling import ALERT_KINDS, Audit, Notify
 
 __all__ = [
+    "ALERT_KINDS",
     "ORIGINALS",
     "RELOADABLE",
+    "Audit",
     "Change",
     "Commitment",
     "Completion",
@@ -41,6 +44,7 @@ __all__ = [
     "Log",
     "LungMask",
     "Node",
+    "Notify",
     "Outputs",
     "Peer",
     "Pipeline",

@@ -15,6 +15,7 @@ from ctnode.config.privacy import Deidentification
 from ctnode.config.retention import Retention
 from ctnode.config.routes import Route, Routing
 from ctnode.config.rules import CompletionRule
+from ctnode.config.telling import Audit, Notify
 
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
@@ -312,12 +313,14 @@ class Config(Section):
     inbox: Inbox = Field(default_factory=Inbox)
     retention: Retention = Field(default_factory=Retention)
     log: Log = Field(default_factory=Log)
+    audit: Audit = Field(default_factory=Audit)
     peers: tuple[Peer, ...] = Field((), strict=False)
     targets: tuple[Target, ...] = Field((), strict=False)
     deidentification: tuple[Deidentification, ...] = Field((), strict=False)
     routing: Routing = Field(default_factory=Routing)
     routes: tuple[Route, ...] = Field((), strict=False)
     completion_rules: tuple[CompletionRule, ...] = Field((), strict=False)
+    notify: tuple[Notify, ...] = Field((), strict=False)
 
     @property
     def root(self) -> Path:
@@ -353,19 +356,21 @@ RELOADABLE: Final = frozenset(
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
         "retention.originals_days", "retention.originals_gb", "retention.results_days", "retention.results_gb",
         "retention.floor_days", "retention.resent",
-        "log.level", "peers", "targets", "routing.match", "routes", "deidentification",
+        "log.level", "peers", "targets", "routing.match", "routes", "deidentification", "notify",
     }
 )  # fmt: skip
 
 # Keys whose value is the name of a file, which the service manager may provide as a credential instead.
 FILES: Final = ("certificate", "key", "ca")
 TARGET_FILES: Final = (*FILES, "token_file", "path")
+NOTIFY_FILES: Final = ("ca", "token_file", "password_file")
 
 LISTS: Final[Mapping[str, type[BaseModel]]] = {
     "peers": Peer,
     "targets": Target,
     "routes": Route,
     "completion_rules": CompletionRule,
+    "notify": Notify,
     "deidentification": Deidentification,
 }
 

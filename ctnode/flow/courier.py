@@ -22,10 +22,11 @@ from ctnode.archive.layout import Layout
 from ctnode.archive.outbox import Delivery, Ending
 from ctnode.archive.patience import DAY_S
 from ctnode.config import Config
+from ctnode.flow import auditing
 from ctnode.flow.carrier import Carrier, Named, Unproved, carrier_of
 from ctnode.flow.outgoing import Item, is_rewritten, outgoing_item, outgoing_names, scratch_of
 from ctnode.flow.recorder import Recorder
-from ctnode.ops import log
+from ctnode.ops import audit, log
 from ctnode.ops.process import identity
 from ctnode.wire.sender import Outcome, SendResult
 from ctnode.words import ConfigError, CtnodeError, DeliveryEvent
@@ -38,6 +39,10 @@ REWRITTEN_BATCH: Final = 25
 JITTER: Final = 0.2
 # So many objects refused for want of resources, one after the other, are the state of the destination.
 FULL_AFTER: Final = 3
+_AUDITED: Final = {
+    DeliveryEvent.SEND: audit.Outcome.SUCCESS,
+    DeliveryEvent.DIE: audit.Outcome.SERIOUS_FAILURE,
+}
 
 
 @dataclass
@@ -122,6 +127,7 @@ class Courier:
         names: dict[Path, str] = {}
         # Whatever happens, none of them stays SENDING: only a restart would free it.
         held = {delivery.id: delivery for delivery in batch}
+        audited: list[tuple[Delivery, audit.Outcome]] = []
         try:
             for delivery in batch:
                 item = self._item(carrier, delivery, scratch, judge)
@@ -141,6 +147,8 @@ class Courier:
                     del held[delivery.id]
                     self._recorder.add(ending)
                     self._tell(ending, is_said_there=result.status is not None)
+                    if ending.event in _AUDITED:
+                        audited.append((delivery, _AUDITED[ending.event]))
                     # What may have arrived has to be noted as such, also behind the one that failed.
                     if (judge.fault and not result.may_have_arrived) or self._has_to_end():
                         break
@@ -149,6 +157,10 @@ class Courier:
                 self._recorder.add(Ending(delivery, DeliveryEvent.RELEASE))
             if judge.note is not None:
                 self._recorder.add(judge.note)
+            if self._config.audit.enabled:
+                node = self._config.node.ae_title
+                entries = auditing.of_deliveries(self._database, node, carrier.target, audited)
+                audit.note(self._layout.root, *entries)
         if judge.fault:
             self._log.warning("destination fails", reason=judge.own_words, again_in_s=round(judge.wait_s))
         return not judge.fault
@@ -180,7 +192,8 @@ class Courier:
 
     def _tell(self, ending: Ending, *, is_said_there: bool = False) -> None:
         """Log how an attempt ended; what the other side said stands in the index alone, for it may name the patient."""
-        bound = self._log.bind(attempt=ending.delivery.attempt, status=ending.status)
+        delivery = ending.delivery
+        bound = self._log.bind(delivery=delivery.id, attempt=delivery.attempt, status=ending.status)
         if ending.event is DeliveryEvent.SEND:
             bound.info("delivered")
         elif ending.event is not DeliveryEvent.RELEASE:

@@ -16,9 +16,11 @@ from ctnode.archive.lanes import AT
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Peer, Target
 from ctnode.flow.asking import Asker
+from ctnode.flow.auditing import AuditSender
 from ctnode.flow.carrier import is_callable
 from ctnode.flow.commitment import CommitmentDesk
 from ctnode.flow.courier import Courier, Line
+from ctnode.flow.notifier import Notifier
 from ctnode.flow.outgoing import sweep
 from ctnode.flow.recorder import Recorder
 from ctnode.ops import log
@@ -70,7 +72,7 @@ class Deliverer:
         self._rest_until: dict[str, float] = {}
         self._stop = threading.Event()
         self._looked = float("-inf")
-        self._parts = (CommitmentDesk(layout), Asker(layout))
+        self._parts = (CommitmentDesk(layout), Asker(layout), Notifier(layout), AuditSender(layout))
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def run(self) -> None:

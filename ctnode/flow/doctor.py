@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from ctnode.archive import invariants, lanes, verified
+from ctnode.archive import alerts, invariants, lanes, verified
 from ctnode.archive.database import Database, journal_mode
 from ctnode.archive.layout import Layout
 from ctnode.archive.suspect import marked
@@ -133,6 +133,10 @@ def _node(config: Config, layout: Layout) -> Iterator[Finding]:
             yield Finding(f"role {role.role}", "runs with another configuration", is_good=False, hint=hint)
     with Database(layout.database, readonly=True) as database:
         yield from _index(database, layout, config.delivery.late_s)
+        for channel in alerts.channels(database, [one.name for one in config.notify]):
+            if channel.failures:
+                found = f"not told {channel.failures} times: {channel.comment}"
+                yield Finding(f"channel {channel.name}", found, is_good=False, hint="`ctnode notify test`")
 
 
 def _verification(layout: Layout, kind: str) -> Finding:

@@ -6,7 +6,7 @@ import errno
 import socket
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +17,10 @@ from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import GATHER_S, open_doorbell
 from ctnode.archive.index import Arrival, Index
 from ctnode.archive.layout import Layout
-from ctnode.archive.settle import Scan, Settler
+from ctnode.archive.settle import Ended, Scan, Settler
 from ctnode.archive.suspect import mark, marked
 from ctnode.config import Config
-from ctnode.flow import forgetting
+from ctnode.flow import auditing, forgetting
 from ctnode.flow.completion import quiet_seconds
 from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
@@ -28,7 +28,7 @@ from ctnode.flow.policy import Policy
 from ctnode.flow.retaining import Retainer
 from ctnode.flow.studies import StudyRoom
 from ctnode.flow.waiting import Ripe, WaitingRoom
-from ctnode.ops import log
+from ctnode.ops import audit, log
 from ctnode.ops.durable import lock
 from ctnode.ops.role import Role
 from ctnode.wire.peers import CachedResolver, find_peer
@@ -73,7 +73,7 @@ class Keeper:
         self.role = role
         self.reload = reload
         self.index = Index(database, layout, self._quiet_s)
-        self.settler = Settler(self.index)
+        self.settler = Settler(self.index, on_ended=self._audit)
         self.waiting = WaitingRoom(database)
         self.studies = StudyRoom(database)
         self.dispatcher = Dispatcher(database, layout)
@@ -95,6 +95,10 @@ class Keeper:
             host = association.peer_address.rpartition(":")[0].strip("[]")
             peer = find_peer(association.calling_ae, host, self.config.peers, self._resolver)
         return quiet_seconds(self.config, peer, association.called_ae, revision, arrival.header.modality)
+
+    def _audit(self, ended: Sequence[Ended]) -> None:
+        if self.config.audit.enabled:
+            audit.note(self.layout.root, *auditing.of_associations(self.database, ended))
 
     def run(self) -> None:
         """Loop until the role stops."""
@@ -233,7 +237,7 @@ class Keeper:
                 # Its numbers may be given again.
                 self.waiting.forget()
                 self.dispatcher.forget_waiting()
-                self._log.info("forgotten, as the operator asked", request=identifier)
+                self._log.info("forgotten, as the operator asked")
 
     def _answer_requests(self) -> None:
         """Carry out what other processes asked the keeper to do on its connection."""

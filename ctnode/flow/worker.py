@@ -80,11 +80,13 @@ class Worker:
             try:
                 self._release_dead_owners()
                 self._give_back_held()
+                log.unbind("job")
                 lease = jobs.claim(self.database, self.owner)
                 if lease is None:
                     self.role.wait(IDLE_S)
                 else:
                     self._held = lease
+                    log.bind(job=lease.job_id)
                     self._run_job(lease)
                     self._held = None
             except (LostLease, NotFound) as lost:
