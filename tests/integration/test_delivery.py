@@ -337,6 +337,21 @@ def test_a_pause_holds_what_waits_and_what_runs(tmp_path: Path, clock: Clock) ->
         assert [one.attempt for one in node.deliveries()] == [1] * 5 + [0] * 3
 
 
+def test_a_new_configuration_counts_from_the_next_object_on(tmp_path: Path, clock: Clock) -> None:
+    with Archive() as before, Archive() as after, office(tmp_path, target("pacs", before.port)) as node:
+
+        def reload(_event: object, name: str) -> None:
+            if name == names(8)[2]:
+                node.reconfigure([target("pacs", after.port)])
+                node.deliverer.config = node.config
+
+        before.on_store = reload  # type: ignore[assignment]
+        node.owe(node.series()[0], names(8), "pacs")
+        node.work()
+        assert (before.taken, after.taken) == (names(8)[:3], names(8)[3:])
+        assert {one.attempt for one in node.deliveries()} == {1}
+
+
 def test_what_a_process_that_died_had_under_way_is_sent_again_and_told(tmp_path: Path, clock: Clock) -> None:
     with Archive() as archive, office(tmp_path, target("pacs", archive.port)) as node:
         node.owe(node.series()[0], names(2), "pacs")
