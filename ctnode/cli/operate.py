@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -233,7 +234,9 @@ def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: boo
     if not chosen:
         names = ", ".join(known) or "none is configured with a port"
         raise NotFound(f"no peer or target {name or ''}".rstrip(), hint=f"known: {names}")
-    results = {one: known[one]() for one in chosen}
+    # Those that hang are waited for once, and not one after the other.
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        results = dict(zip(chosen, pool.map(lambda one: known[one](), chosen), strict=True))
     if json_wanted:
         print_json([{"name": one, **asdict(result)} for one, result in results.items()])
     for one, result in [] if json_wanted else results.items():
@@ -241,6 +244,8 @@ def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: boo
         click.echo(f"{one}: {word} in {result.seconds * 1000:.1f} ms {result.detail}".rstrip())
         if result.accepted:
             click.echo(f"    accepts {', '.join(result.accepted)}")
+        if result.syntaxes:
+            click.echo(f"    takes CT images in {', '.join(result.syntaxes)}")
         if result.tls:
             click.echo(f"    {result.tls}")
     raise click.exceptions.Exit(ExitCode.OK if all(one.ok for one in results.values()) else ExitCode.FINDINGS)

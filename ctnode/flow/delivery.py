@@ -132,9 +132,15 @@ class Deliverer:
 
     def serve(self, line: Line) -> None:
         """Serve one destination in this thread until nothing is due."""
+        config = self.config
+
+        def has_to_end() -> bool:
+            # A destination that is external from now on gets not one object more as it was.
+            return self._stop.is_set() or self.config is not config
+
         try:
             with Database(self.layout.database) as database:
-                Courier(self.config, self.layout, database, self.recorder, line, self._stop.is_set).serve()
+                Courier(config, self.layout, database, self.recorder, line, has_to_end).serve()
         except Exception as error:  # noqa: BLE001 - whatever it was, it is later than the others' turn
             self._rest_until[line.name] = time.monotonic() + REST_S
             self._log.error("delivery thread ended", target=line.name, error=type(error).__name__)

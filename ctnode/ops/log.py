@@ -31,6 +31,7 @@ ALLOWED_FIELDS: Final = frozenset(
         "verdict", "seconds", "count", "instances", "bytes", "path", "reason", "code", "key", "keys", "port", "host",
         "signal", "exit_code", "step", "door", "limit", "free_mb", "restart_in_s", "digest", "contexts", "refused",
         "accepted", "duplicates", "exception", "what", "missing", "failures", "again_in_s", "delivery", "library",
+        "kind", "rule",
     }
 )  # fmt: skip
 # What stands here came from a peer and may be anything: what is no UID is said by its digest, as in ``store/``.

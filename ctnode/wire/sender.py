@@ -39,6 +39,18 @@ ECHO_CLASSES: Final[Mapping[str, str]] = {
     "1.2.840.10008.5.1.4.1.2.2.1": "Study Root Find",
 }
 
+_CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
+# In which of these it takes CT images, each asked for by itself.
+ECHO_SYNTAXES: Final[Mapping[str, str]] = {
+    "1.2.840.10008.1.2": "Implicit VR",
+    "1.2.840.10008.1.2.1": "Explicit VR",
+    "1.2.840.10008.1.2.5": "RLE",
+    "1.2.840.10008.1.2.4.70": "JPEG Lossless",
+    "1.2.840.10008.1.2.4.80": "JPEG-LS",
+    "1.2.840.10008.1.2.4.90": "JPEG 2000",
+    "1.2.840.10008.1.2.4.201": "HTJ2K",
+}
+
 _SUCCESS: Final = 0x0000
 _WARNING_MASK: Final = 0xF000
 _WARNING: Final = 0xB000
@@ -84,12 +96,23 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class EchoResult:
-    """Whether a node answers, and how fast; ``detail`` says why not, ``accepted`` what it takes, ``tls`` how."""
+    """Whether a node answers, and how fast; ``detail`` says why not.
+
+    Parameters
+    ----------
+    accepted
+        Which of our SOP classes it takes.
+    syntaxes
+        In which transfer syntaxes it takes CT images.
+    tls
+        Version, cipher suite and certificate, where there is TLS.
+    """
 
     ok: bool
     seconds: float
     detail: str
     accepted: tuple[str, ...] = ()
+    syntaxes: tuple[str, ...] = ()
     tls: str = ""
 
 
@@ -138,6 +161,7 @@ def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoRes
     """Ask a node whether it is there, and what it would take."""
     offers = [Offer(_VERIFICATION, UNCOMPRESSED)]
     offers += [Offer(sop_class, UNCOMPRESSED) for sop_class in ECHO_CLASSES]
+    offers += [Offer(_CT_IMAGE, (syntax,)) for syntax in ECHO_SYNTAXES]
     started_s = time.monotonic()
     try:
         association = call(destination, calling_ae, offers, timeout_s)
@@ -145,7 +169,9 @@ def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoRes
         return EchoResult(ok=False, seconds=time.monotonic() - started_s, detail=fault.why)
     agreed = {context.sop_class: context for context in association.answer.agreed}
     accepted = tuple(words for sop_class, words in ECHO_CLASSES.items() if sop_class in agreed)
-    tls = " ".join(association.tls or ())
+    for_images = {one.syntax for one in association.answer.agreed if one.sop_class == _CT_IMAGE}
+    syntaxes = tuple(words for syntax, words in ECHO_SYNTAXES.items() if syntax in for_images)
+    tls = association.tls
     try:
         if _VERIFICATION not in agreed:
             result = EchoResult(ok=False, seconds=0.0, detail="Verification not accepted")
@@ -158,7 +184,7 @@ def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoRes
         result = EchoResult(ok=False, seconds=0.0, detail=fault.why)
     seconds = time.monotonic() - started_s
     association.release()
-    return replace(result, seconds=seconds, accepted=accepted, tls=tls)
+    return replace(result, seconds=seconds, accepted=accepted, syntaxes=syntaxes, tls=tls)
 
 
 def send(destination: Destination, calling_ae: str, files: Sequence[Path], timeout_s: float) -> Iterator[SendResult]:

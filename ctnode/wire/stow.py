@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from ctnode.archive.header import Meta
 from ctnode.config import Target
-from ctnode.wire.certificates import client_context, tls_fault
+from ctnode.wire.certificates import client_context, tls_fault, tls_words
 from ctnode.wire.sender import Outcome, SendResult, outcome_of, read_readable
 from ctnode.wire.transcode import EXPLICIT_LITTLE, UNCOMPRESSED, Transcoder, Untranscodable
 from ctnode.words import ConfigError
@@ -302,8 +302,7 @@ class Service:
             why = "no answer" if late else tls_fault(error).lower() if isinstance(error, OSError) else "no such port"
             raise WebFault(f"no connection: {why}") from None
         if isinstance(connection.sock, ssl.SSLSocket):
-            cipher = connection.sock.cipher()
-            self.tls = f"{connection.sock.version()} {cipher[0] if cipher else ''}".rstrip()
+            self.tls = tls_words(connection.sock)
         self._connection, self._place = connection, place
         return connection
 

@@ -108,6 +108,7 @@ def test_echo_tells_latency_contexts_and_what_is_wrong(tmp_path: Path, ctnode: R
             assert code == 1
             assert "pacs: answers in" in out
             assert "    accepts CT Image, Secondary Capture, Segmentation, Comprehensive SR" in out
+            assert "    takes CT images in Implicit VR, Explicit VR\n" in out
             assert "shelf: FAILS" in out
             assert "the folder is not there" in out
             assert "web: FAILS" in out
