@@ -392,3 +392,6 @@ def _statements(script: str) -> list[str]:
         elif not "".join(lines).strip():
             lines = []
     return statements
+
+
+from ctnode.archive import schema_keys as schema_keys  # noqa: E402 - its migration follows those above
