@@ -6,16 +6,15 @@ The encoder here is the tests' own, so that what the node reads was not written 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctnode.archive import invariants, revisions
-from ctnode.archive.associations import Association
 from ctnode.archive.database import Database
 from ctnode.archive.elements import EXPLICIT_LITTLE
 from ctnode.archive.incoming import Kept
-from ctnode.archive.index import Index
+from ctnode.archive.index import Arrival, Index, QuietPolicy
 from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened
 from ctnode.archive.settle import Scan, Settler
@@ -58,32 +57,37 @@ class Image:
     modality: str = "CT"
     image_type: str = "ORIGINAL\\PRIMARY\\AXIAL"
     pixels: bytes = b"\1\2\3\4"
+    # Further elements as group, element, VR and value.
+    more: tuple[tuple[int, int, str, bytes | str], ...] = ()
 
     def encode(self) -> bytes:
         """Return the data set in explicit little endian."""
-        place = [] if self.position is None else [element(0x20, 0x32, "DS", f"0\\0\\{self.position:g}"),
-                                                  element(0x20, 0x37, "DS", "1\\0\\0\\0\\1\\0")]  # fmt: skip
-        return b"".join(
-            [
-                element(0x08, 0x08, "CS", self.image_type),
-                element(0x08, 0x16, "UI", self.sop_class),
-                element(0x08, 0x18, "UI", self.sop),
-                element(0x08, 0x60, "CS", self.modality),
-                element(0x08, 0x70, "LO", self.manufacturer),
-                element(0x08, 0x1090, "LO", self.model),
-                element(0x10, 0x10, "PN", "NOBODY"),
-                element(0x10, 0x20, "LO", self.patient),
-                element(0x18, 0x1020, "LO", self.software),
-                element(0x20, 0x0D, "UI", self.study),
-                element(0x20, 0x0E, "UI", self.series),
-                element(0x20, 0x13, "IS", self.number),
-                *place,
-                element(0x20, 0x52, "UI", self.frame),
-                element(0x28, 0x10, "US", struct.pack("<H", self.rows)),
-                element(0x28, 0x11, "US", struct.pack("<H", self.rows)),
-                element(0x7FE0, 0x10, "OW", self.pixels),
-            ]
-        )
+        elements: list[tuple[int, int, str, bytes | str]] = [
+            (0x08, 0x08, "CS", self.image_type),
+            (0x08, 0x16, "UI", self.sop_class),
+            (0x08, 0x18, "UI", self.sop),
+            (0x08, 0x60, "CS", self.modality),
+            (0x08, 0x70, "LO", self.manufacturer),
+            (0x08, 0x1090, "LO", self.model),
+            (0x10, 0x10, "PN", "NOBODY"),
+            (0x10, 0x20, "LO", self.patient),
+            (0x18, 0x1020, "LO", self.software),
+            (0x20, 0x0D, "UI", self.study),
+            (0x20, 0x0E, "UI", self.series),
+            (0x20, 0x13, "IS", self.number),
+            *self._place(),
+            (0x20, 0x52, "UI", self.frame),
+            (0x28, 0x10, "US", struct.pack("<H", self.rows)),
+            (0x28, 0x11, "US", struct.pack("<H", self.rows)),
+            (0x7FE0, 0x10, "OW", self.pixels),
+            *self.more,
+        ]
+        return b"".join(element(*one) for one in sorted(elements, key=lambda one: one[:2]))
+
+    def _place(self) -> list[tuple[int, int, str, bytes | str]]:
+        if self.position is None:
+            return []
+        return [(0x20, 0x32, "DS", f"0\\0\\{self.position:g}"), (0x20, 0x37, "DS", "1\\0\\0\\0\\1\\0")]
 
 
 def stack(count: int, **changes: object) -> list[Image]:
@@ -107,7 +111,7 @@ def put(journal: Journal, image: Image, transfer_syntax: str = EXPLICIT_LITTLE) 
     return incoming.commit()
 
 
-def five_seconds(_association: Association, revision: int) -> float:
+def five_seconds(_arrival: Arrival, revision: int) -> float:
     """Return a quiet time that doubles with each revision."""
     return 5.0 * 2 ** (revision - 1)
 
@@ -115,7 +119,7 @@ def five_seconds(_association: Association, revision: int) -> float:
 class Root:
     """One root, as the keeper sees it; ``restart()`` is what a new process would see."""
 
-    def __init__(self, place: Path, quiet: Callable[[Association, int], float] = five_seconds) -> None:
+    def __init__(self, place: Path, quiet: QuietPolicy = five_seconds) -> None:
         self.layout = Layout(place, place / "results")
         self.layout.create()
         self.spool = Spool(self.layout.incoming)
@@ -185,6 +189,7 @@ class Root:
         return [
             *invariants.check_store(self.database, self.layout),
             *invariants.check_states(self.database),
+            *invariants.check_removals(self.database, self.layout),
             *invariants.check_integrity(self.database),
         ]
 

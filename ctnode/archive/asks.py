@@ -65,9 +65,9 @@ def plan(database: Database, peers: Collection[str]) -> None:
         for revision_id, job_id, state, peer in due:
             if job_id is None:
                 database.execute(
-                    "INSERT INTO jobs (kind, revision_id, state, due_at, peer) VALUES (?, ?, ?, ?, ?)"
+                    "INSERT INTO jobs (id, kind, revision_id, state, due_at, peer) VALUES (?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (revision_id, kind) DO NOTHING",
-                    (ASK, revision_id, JobState.QUEUED, now, peer),
+                    (database.fresh_id("jobs"), ASK, revision_id, JobState.QUEUED, now, peer),
                 )
             else:
                 after = next_state(JOB_TRANSITIONS, JobState(state), JobEvent.REQUEUE)
@@ -75,6 +75,18 @@ def plan(database: Database, peers: Collection[str]) -> None:
                     "UPDATE jobs SET state = ?, failures = 0, due_at = ?, peer = ? WHERE id = ?",
                     (after, now, peer, job_id),
                 )
+
+
+def awaited(database: Database, revision_id: int) -> str:
+    """Return the peer whose answer about a revision is outstanding, or an empty text.
+
+    One that did not answer is asked again later; nothing waits for that.
+    """
+    row = database.execute(
+        "SELECT peer FROM jobs WHERE revision_id = ? AND kind = 'ask' AND state IN ('QUEUED', 'RUNNING')",
+        (revision_id,),
+    ).fetchone()
+    return str(row[0]) if row is not None else ""
 
 
 def peers_due(database: Database) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ctnode.archive import timeline
 from ctnode.archive.database import Database
 
 # Study, series, and what all instances of a series share: patient key, frame of reference, rows, columns.
@@ -66,6 +67,8 @@ class Batch:
     # By association and series.
     _fed: dict[tuple[int, int], _FedSum] = field(default_factory=dict)
     _counters: Counter[str] = field(default_factory=Counter)
+    # By series, and whether they are kept.
+    _returned: Counter[tuple[int, bool]] = field(default_factory=Counter)
 
     def touch_study(self, study_id: int, at: float) -> None:
         """Note when something came for a study."""
@@ -90,6 +93,18 @@ class Batch:
         self._series.setdefault(series_id, _SeriesSum()).duplicates += 1
         self._fed_by(association_id, series_id, at).duplicates += 1
         self.count("duplicates")
+
+    def add_returned(self, series_id: int, *, is_kept: bool) -> None:
+        """Count an image that retention had deleted and that came again."""
+        self._returned[series_id, is_kept] += 1
+
+    def add_restored(self, series_id: int, size_bytes: int) -> None:
+        """Count an image that is kept again; who made it, and of what kind it is, the series knows from before."""
+        total = self._series.setdefault(series_id, _SeriesSum())
+        total.instances += 1
+        total.bytes += size_bytes
+        self.count("instances")
+        self.count("bytes", size_bytes)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a kept counter of the node."""
@@ -131,6 +146,14 @@ class Batch:
             self._write_revision(series_id, revision)
         for name, value in self._counters.items():
             self.database.count(name, value)
+        for (series_id, is_kept), count in self._returned.items():
+            self._tell_returned(series_id, count, is_kept=is_kept)
+
+    def _tell_returned(self, series_id: int, count: int, *, is_kept: bool) -> None:
+        (n,) = self.database.execute("SELECT max(n) FROM revisions WHERE series_id = ?", (series_id,)).fetchone()
+        what = "are kept again" if is_kept else "were dropped (retention.resent)"
+        words = f"{count} images that retention had deleted came again and {what}"
+        timeline.note(self.database, series_id, n or 1, "returned", words)
 
     def _fed_by(self, association_id: int, series_id: int, at: float) -> _FedSum:
         fed = self._fed.setdefault((association_id, series_id), _FedSum())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ctnode.archive.database import Database
 from ctnode.archive.layout import parse_series_name, series_name
-from ctnode.words import NotFound, RevisionState, WrongState
+from ctnode.words import NotFound, RevisionState, StudyState, WrongState
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +35,15 @@ class Series:
     deadline: float
     ct_instances: int
     own_instances: int
+    # Images that retention deleted.
+    deleted: int
 
 
 _SELECT: Final = (
     "SELECT series.id, studies.uid AS study, series.uid, series.split, series.modality, series.instances, series.bytes,"
-    " series.duplicates, series.flags, series.hold, series.last_at, series.ct_instances, series.own_instances,"
-    " revisions.n AS revision, revisions.state, revisions.verdict, revisions.evidence, revisions.reason,"
-    " revisions.deadline"
+    " series.duplicates, series.deleted, series.flags, series.hold, series.last_at, series.ct_instances,"
+    " series.own_instances, revisions.n AS revision, revisions.state, revisions.verdict, revisions.evidence,"
+    " revisions.reason, revisions.deadline"
     " FROM series JOIN studies ON studies.id = series.study_id"
     " JOIN revisions ON revisions.series_id = series.id"
     " AND revisions.n = (SELECT max(n) FROM revisions WHERE series_id = series.id)"
@@ -97,16 +98,13 @@ def listing(database: Database, *, state: RevisionState | None = None, limit: in
     return tuple(map(_record, rows))
 
 
-def slice_positions_mm(database: Database, series_id: int) -> Sequence[float]:
-    """Return the slice positions of a series' current images in millimetres along the normal, localizers left out."""
-    return [
-        row[0]
-        for row in database.execute(
-            "SELECT position_mm FROM instances WHERE series_id = ? AND is_current AND NOT is_localizer"
-            " AND position_mm IS NOT NULL",
-            (series_id,),
-        )
-    ]
+def study_state(database: Database, series_id: int) -> StudyState:
+    """Return whether the study of a series is complete."""
+    (state,) = database.execute(
+        "SELECT studies.state FROM series JOIN studies ON studies.id = series.study_id WHERE series.id = ?",
+        (series_id,),
+    ).fetchone()
+    return StudyState(state)
 
 
 def associations_of(database: Database, series_id: int) -> tuple[dict[str, object], ...]:

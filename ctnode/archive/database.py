@@ -184,6 +184,15 @@ class Database:
             (name, by),
         )
 
+    def fresh_id(self, table: str) -> int:
+        """Return the next number of a table whose numbers are never given twice, inside the current transaction."""
+        row = self.connection.execute(
+            f"SELECT 1 + max(coalesce((SELECT max(id) FROM {table}), 0),"
+            " coalesce((SELECT value FROM counters WHERE name = ?), 0))",
+            (f"{table}.numbered",),
+        ).fetchone()
+        return int(row[0])
+
     def counters(self) -> dict[str, int]:
         """Return all kept counters."""
         return {name: value for name, value in self.connection.execute("SELECT name, value FROM counters") if value}

@@ -65,6 +65,16 @@ def of_series(database: Database, series_id: int) -> tuple[Evidence, ...]:
     )
 
 
+def is_in_progress(database: Database, study_id: int) -> bool:
+    """Return whether a procedure step of a study has begun and not ended."""
+    row = database.execute(
+        "SELECT 1 FROM studies JOIN evidence ON evidence.study = studies.uid"
+        " WHERE studies.id = ? AND evidence.kind = ? LIMIT 1",
+        (study_id, EvidenceKind.MPPS_IN_PROGRESS),
+    ).fetchone()
+    return row is not None
+
+
 def missing(database: Database, evidence: Evidence) -> tuple[str, ...]:
     """Return the instances that a signal names and that the node does not hold."""
     held: set[str] = set()

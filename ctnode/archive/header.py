@@ -31,16 +31,22 @@ _PATIENT_ISSUER: Final = 0x00100021
 _PATIENT_BIRTH: Final = 0x00100030
 _SOFTWARE: Final = 0x00181020
 _INSTANCE_NUMBER: Final = 0x00200013
+_ACQUISITION: Final = 0x00200012
 _POSITION: Final = 0x00200032
 _ORIENTATION: Final = 0x00200037
 _FRAME_OF_REFERENCE: Final = 0x00200052
+_IMAGES_IN_ACQUISITION: Final = 0x00201002
+_CONCATENATION: Final = 0x00209161
+_IN_CONCATENATION: Final = 0x00209162
+_CONCATENATION_TOTAL: Final = 0x00209163
 _FRAMES: Final = 0x00280008
 _ROWS: Final = 0x00280010
 _COLUMNS: Final = 0x00280011
 _INDEXED: Final = UID_TAGS | {
     _IMAGE_TYPE, _MODALITY, _MANUFACTURER, _MODEL, _SOFTWARE, _CONTRIBUTING, _PATIENT_NAME,
     _PATIENT_ID, _PATIENT_ISSUER, _PATIENT_BIRTH,
-    _INSTANCE_NUMBER, _POSITION, _ORIENTATION, _FRAME_OF_REFERENCE, _FRAMES, _ROWS, _COLUMNS,
+    _ACQUISITION, _INSTANCE_NUMBER, _POSITION, _ORIENTATION, _FRAME_OF_REFERENCE, _IMAGES_IN_ACQUISITION,
+    _CONCATENATION, _IN_CONCATENATION, _CONCATENATION_TOTAL, _FRAMES, _ROWS, _COLUMNS,
 }  # fmt: skip
 
 PREAMBLE_BYTES: Final = 128
@@ -70,7 +76,8 @@ class Header:
     """The elements of an instance that the node decides on.
 
     ``patient_key`` is a digest, not an identity. ``position_mm`` is the projection of ImagePositionPatient on the
-    slice normal in millimetres, None where the image has none.
+    slice normal in millimetres, None where the image has none. ``concatenation`` is the UID of the multi-frame image
+    that it is a part of, empty where it is none.
     """
 
     uids: Uids
@@ -87,6 +94,11 @@ class Header:
     position_mm: float | None
     is_localizer: bool
     is_own_result: bool
+    acquisition: int | None = None
+    images_in_acquisition: int | None = None
+    concatenation: str = ""
+    in_concatenation: int | None = None
+    concatenation_total: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +235,16 @@ def _header(view: elements.Buffer, size: int, *, whole: bool) -> Header:
         frame_of_reference=uid(found.get(_FRAME_OF_REFERENCE, b""))[:64],
         rows=_unsigned_short(found.get(_ROWS, b""), big=big),
         columns=_unsigned_short(found.get(_COLUMNS, b""), big=big),
-        frames=_integer(found.get(_FRAMES, b"")) or 1,
+        frames=max(_integer(found.get(_FRAMES, b"")) or 1, 1),
         instance_number=_integer(found.get(_INSTANCE_NUMBER, b"")),
         position_mm=_position_mm(found),
         is_localizer="LOCALIZER" in text(found.get(_IMAGE_TYPE, b"")).upper().split("\\"),
         is_own_result=is_own(found),
+        acquisition=_integer(found.get(_ACQUISITION, b"")),
+        images_in_acquisition=_integer(found.get(_IMAGES_IN_ACQUISITION, b"")),
+        concatenation=uid(found.get(_CONCATENATION, b""))[:64],
+        in_concatenation=_count(found.get(_IN_CONCATENATION, b""), big=big),
+        concatenation_total=_count(found.get(_CONCATENATION_TOTAL, b""), big=big),
     )
 
 
@@ -254,13 +271,27 @@ def _meta(view: elements.Buffer, *, whole: bool) -> Meta:
 def _patient_key(found: dict[int, bytes]) -> str:
     """Return a digest that tells patients apart: by ID and issuer, else by name and birth date."""
     parts = [text(found.get(tag, b"")) for tag in (_PATIENT_ID, _PATIENT_ISSUER)]
-    if not parts[0]:
-        parts = ["", *(text(found.get(tag, b"")) for tag in (_PATIENT_NAME, _PATIENT_BIRTH))]
+    if parts[0]:
+        return patient_key(*parts)
+    return _digest("", *(text(found.get(tag, b"")) for tag in (_PATIENT_NAME, _PATIENT_BIRTH)))
+
+
+def patient_key(patient_id: str, issuer: str) -> str:
+    """Return the digest that stands for a Patient ID of an issuer in the index."""
+    return _digest(patient_id, issuer)
+
+
+def _digest(*parts: str) -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 
 def _unsigned_short(value: bytes, *, big: bool) -> int:
     return int(struct.unpack(">H" if big else "<H", value[:2])[0]) if len(value) >= 2 else 0
+
+
+def _count(value: bytes, *, big: bool) -> int | None:
+    """Return an unsigned short that counts from 1; None where there is none."""
+    return _unsigned_short(value, big=big) or None
 
 
 def _integer(value: bytes) -> int | None:

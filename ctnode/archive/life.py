@@ -26,6 +26,8 @@ class Chapter:
         Why it counted as complete; ``''``, None and empty as long as it does not.
     rule, otherwise, awaits
         The rule that gave the verdict, what would have changed it; what is awaited as long as there is none.
+    policy
+        The rule of the configuration that it waits or waited by; ``''`` where none fits.
     instances
         How many instances were frozen by the verdict.
     jobs, deliveries
@@ -50,6 +52,7 @@ class Chapter:
     rule: str
     otherwise: str
     awaits: str
+    policy: str
     instances: int
     jobs: tuple[jobs.Job, ...]
     volumes: tuple[findings.Finding, ...]
@@ -66,7 +69,7 @@ def chapters(database: Database, layout: Layout, series: catalog.Series) -> tupl
     entries = timeline.read(database, series.id)
     rows = database.rows(
         "SELECT id, n, state, reason, opened_at, last_arrival AS last_arrival_at, deadline, verdict, verdict_at,"
-        " evidence, rule, otherwise, awaits, instances FROM revisions WHERE series_id = ? ORDER BY n",
+        " evidence, rule, otherwise, awaits, policy, instances FROM revisions WHERE series_id = ? ORDER BY n",
         (series.id,),
     )
     found = []

@@ -15,6 +15,7 @@ from ctnode.words import BadInstance
 
 STEP_STATUS: Final = 0x00400252
 TRANSACTION: Final = 0x00081195
+_MODALITY: Final = 0x00080060
 _STUDY: Final = 0x0020000D
 _SERIES: Final = 0x0020000E
 _AVAILABILITY: Final = 0x00080056
@@ -28,7 +29,7 @@ _REFERENCED_SERIES: Final = 0x00081115
 _REFERENCED_SOPS: Final = 0x00081199
 
 _VALUES: Final = frozenset(
-    {STEP_STATUS, TRANSACTION, _STUDY, _SERIES, _AVAILABILITY, _REFERENCED_CLASS, _REFERENCED_INSTANCE}
+    {STEP_STATUS, TRANSACTION, _MODALITY, _STUDY, _SERIES, _AVAILABILITY, _REFERENCED_CLASS, _REFERENCED_INSTANCE}
 )
 _SEQUENCES: Final = frozenset(
     {_SCHEDULED_STEPS, _PERFORMED_SERIES, _REFERENCED_IMAGES, _REFERENCED_OTHERS, _REFERENCED_SERIES, _REFERENCED_SOPS}
@@ -79,6 +80,8 @@ class Notice:
         What it names.
     at
         Seconds since 1970.
+    modality
+        That of the procedure step, which only its beginning tells.
     """
 
     kind: NoticeKind
@@ -87,6 +90,7 @@ class Notice:
     study: str
     listed: tuple[ListedSeries, ...]
     at: float
+    modality: str = ""
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -116,6 +120,7 @@ def from_journal(record: Mapping[str, Any]) -> Notice | None:
             study=study_of(item),
             listed=listed_in(item, kind),
             at=timeline.seconds(str(record["at"])),
+            modality=item.text(_MODALITY)[:16] if kind is NoticeKind.STEP else "",
         )
     except (KeyError, ValueError, binascii.Error, BadInstance):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from ctnode.archive import commitments, evidence, proofs, timeline
@@ -25,6 +26,8 @@ def take_notice(database: Database, association: Association, notice: Notice) ->
         proofs.reported(database, notice.uid, {reference.sop_instance for reference in notice.references})
         return
     who = association.peer or association.calling_ae
+    if notice.kind is NoticeKind.STEP:
+        notice = _with_beginning(database, notice)
     for one in _evidence(notice, who):
         evidence.record(database, one)
         words = f"{who} lists {one.count} instances ({one.kind})"
@@ -36,6 +39,15 @@ def take_notice(database: Database, association: Association, notice: Notice) ->
             timeline.note(database, series_id, revision, "listed", words, at=notice.at)
 
 
+def _with_beginning(database: Database, notice: Notice) -> Notice:
+    """Return what changes or ends a procedure step with the study and modality that only its beginning tells."""
+    row = database.execute(
+        "SELECT max(study), max(modality) FROM evidence WHERE name = ? AND kind IN (?, ?, ?)",
+        (notice.uid, EvidenceKind.MPPS_IN_PROGRESS, *_STEPS.values()),
+    ).fetchone()
+    return replace(notice, study=notice.study or row[0] or "", modality=notice.modality or row[1] or "")
+
+
 def _evidence(notice: Notice, who: str) -> Iterator[Evidence]:
     kind = {
         NoticeKind.STEP: _STEPS.get(notice.status, EvidenceKind.MPPS_IN_PROGRESS),
@@ -45,7 +57,9 @@ def _evidence(notice: Notice, who: str) -> Iterator[Evidence]:
     for listed in notice.listed:
         names = tuple(sorted({reference.sop_instance for reference in listed.references}))
         study = notice.study if listed.series else ""
-        yield Evidence(kind, notice.at, who, study, listed.series, notice.uid, len(names), names)
+        yield Evidence(
+            kind, notice.at, who, study, listed.series, notice.uid, len(names), names, modality=notice.modality
+        )
     if not notice.listed and notice.study:
         # A step that has begun speaks of its study until it tells the series.
-        yield Evidence(kind, notice.at, who, notice.study, "", notice.uid)
+        yield Evidence(kind, notice.at, who, notice.study, "", notice.uid, modality=notice.modality)

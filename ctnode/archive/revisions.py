@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ctnode.archive import evidence, timeline
+from ctnode.archive import evidence, timeline, tombstones
 from ctnode.archive.database import Database
 from ctnode.words import (
     DELIVERY_TRANSITIONS,
@@ -117,8 +117,13 @@ def complete(
     *,
     rule: str = "",
     otherwise: str = "",
+    policy: str = "",
+    settles_study: bool = True,
 ) -> None:
-    """Give a revision its verdict and freeze its instances, inside the current transaction."""
+    """Give a revision its verdict and freeze its instances, inside the current transaction.
+
+    Its study is complete with it where no other series waits, unless the study waits for its own quiet time.
+    """
     now = time.time()
     ids = [
         row[0]
@@ -126,7 +131,7 @@ def complete(
     ]
     database.execute(
         "UPDATE revisions SET state = ?, verdict = ?, verdict_at = ?, evidence = ?, instances = ?,"
-        " rule = ?, otherwise = ?, awaits = '' WHERE id = ?",
+        " rule = ?, otherwise = ?, policy = ?, awaits = '' WHERE id = ?",
         (
             next_state(REVISION_TRANSITIONS, revision.state, RevisionEvent.COMPLETE),
             verdict,
@@ -135,28 +140,32 @@ def complete(
             json.dumps(ids),
             rule,
             otherwise,
+            policy,
             revision.id,
         ),
     )
     words = f"{verdict} with {len(ids)} instances: {'; '.join(reasons)}"
     timeline.note(database, revision.series_id, revision.n, "complete", words, at=now)
-    _settle_study(database, revision.series_id)
+    (study_id,) = database.execute("SELECT study_id FROM series WHERE id = ?", (revision.series_id,)).fetchone()
+    if settles_study and not is_study_receiving(database, study_id):
+        settle_study(database, study_id)
 
 
-def _settle_study(database: Database, series_id: int) -> None:
-    """Complete the study when none of its series waits any more."""
-    (study_id, state) = database.execute(
-        "SELECT studies.id, studies.state FROM studies JOIN series ON series.study_id = studies.id WHERE series.id = ?",
-        (series_id,),
-    ).fetchone()
-    waiting = database.execute(
+def is_study_receiving(database: Database, study_id: int) -> bool:
+    """Return whether a series of a study waits for its verdict."""
+    row = database.execute(
         "SELECT 1 FROM series JOIN revisions ON revisions.series_id = series.id"
         " WHERE series.study_id = ? AND revisions.state = 'RECEIVING' LIMIT 1",
         (study_id,),
     ).fetchone()
-    if waiting is None:
-        settled = next_state(STUDY_TRANSITIONS, StudyState(state), StudyEvent.SETTLE)
-        database.execute("UPDATE studies SET state = ?, is_routed = 0 WHERE id = ?", (settled, study_id))
+    return row is not None
+
+
+def settle_study(database: Database, study_id: int) -> None:
+    """Complete a study none of whose series waits any more, inside the current transaction."""
+    (state,) = database.execute("SELECT state FROM studies WHERE id = ?", (study_id,)).fetchone()
+    settled = next_state(STUDY_TRANSITIONS, StudyState(state), StudyEvent.SETTLE)
+    database.execute("UPDATE studies SET state = ?, is_routed = 0 WHERE id = ?", (settled, study_id))
 
 
 def queue(
@@ -170,8 +179,8 @@ def queue(
     now = time.time()
     if row is None:
         database.insert(
-            "INSERT INTO jobs (kind, revision_id, state, due_at, priority) VALUES (?, ?, ?, ?, ?)",
-            (PIPELINE, revision.id, JobState.QUEUED, now, priority),
+            "INSERT INTO jobs (id, kind, revision_id, state, due_at, priority) VALUES (?, ?, ?, ?, ?, ?)",
+            (database.fresh_id("jobs"), PIPELINE, revision.id, JobState.QUEUED, now, priority),
         )
     else:
         state = next_state(JOB_TRANSITIONS, JobState(row[1]), JobEvent.REQUEUE)
@@ -234,9 +243,10 @@ def requeue(database: Database, series_id: int) -> Revision:
     Raises
     ------
     WrongState
-        If it is still receiving, or queued or running already.
+        If it is still receiving, queued or running already, or if originals of it were deleted.
     """
     with database.immediate():
+        tombstones.require_originals(database, series_id)
         revision = newest(database, series_id)
         held = database.execute("SELECT hold FROM series WHERE id = ?", (series_id,)).fetchone()[0]
         if held:
@@ -309,10 +319,10 @@ def tell_complete(database: Database, series_id: int) -> Revision:
         return revision
 
 
-def await_next(database: Database, revision_id: int, awaits: str) -> None:
-    """Write down what a revision waits for."""
+def await_next(database: Database, revision_id: int, awaits: str, policy: str = "") -> None:
+    """Write down what a revision waits for, and under which rule of the configuration."""
     with database.immediate():
-        database.execute("UPDATE revisions SET awaits = ? WHERE id = ?", (awaits, revision_id))
+        database.execute("UPDATE revisions SET awaits = ?, policy = ? WHERE id = ?", (awaits, policy, revision_id))
 
 
 def _is_busy(database: Database, series_id: int) -> bool:
@@ -328,11 +338,22 @@ def frozen_paths(database: Database, revision_id: int) -> tuple[str, ...]:
 
 
 def frozen_objects(database: Database, revision_id: int) -> tuple[tuple[str, str], ...]:
-    """Return store path and digest of a revision's instances, in the order of arrival."""
+    """Return store path and digest of a revision's instances, in the order of arrival.
+
+    Raises
+    ------
+    WrongState
+        If some of them were deleted: nothing is made of the rest as if it were the whole.
+    """
     row = database.execute("SELECT instances FROM revisions WHERE id = ?", (revision_id,)).fetchone()
     ids = json.loads(row[0]) if row else []
     rows = database.execute(
         "SELECT id, path, digest FROM instances WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
     ).fetchall()
     objects = {identifier: (path, digest) for identifier, path, digest in rows}
+    missing = sum(identifier not in objects for identifier in ids)
+    if missing:
+        raise WrongState(
+            f"{missing} of its {len(ids)} images were deleted by a rule of retention", hint="send the series again"
+        )
     return tuple(objects[identifier] for identifier in ids)

@@ -394,4 +394,6 @@ def _statements(script: str) -> list[str]:
     return statements
 
 
-from ctnode.archive import schema_keys as schema_keys  # noqa: E402 - its migration follows those above
+from ctnode.archive import schema_headers as schema_headers  # noqa: E402 - each registers its own, in this order
+from ctnode.archive import schema_keys as schema_keys  # noqa: E402
+from ctnode.archive import schema_retention as schema_retention  # noqa: E402

@@ -251,7 +251,9 @@ class Settler:
         """Rename each settled file to its row's path; drop what the store has already."""
         touched: set[Path] = set()
         for placement in placements:
-            if placement.final.exists():
+            if placement.is_dropped:
+                placement.source.unlink(missing_ok=True)
+            elif placement.final.exists():
                 self._drop(placement)
             else:
                 make_directories(placement.final.parent, below=self.layout.store)

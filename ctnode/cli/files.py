@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
-from ctnode.archive import catalog, lanes, outbox, revisions
+from ctnode.archive import catalog, lanes, outbox, revisions, tombstones
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout, is_strict_uid, parse_series_name
 from ctnode.cli.show import Settings, act_as_owner, as_json
@@ -153,13 +153,15 @@ def send(settings: Settings, what: str, name: str, study: str | None, originals:
 
 def _send_files(config: Config, target: Target, path: Path) -> bool:
     from ctnode.flow.carrier import carrier_of
+    from ctnode.flow.outgoing import is_rewritten
     from ctnode.wire.sender import Outcome
 
     if not path.exists():
         raise NotFound(f"no file, folder or series {path}")
-    if target.external:
+    if is_rewritten(target):
         raise WrongState(
-            f"{target.name} is external", hint="send the series by its UID: it is de-identified on its way"
+            f"{target.name} gets only what is de-identified",
+            hint="send the series by its UID: it is de-identified on its way",
         )
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     carrier = carrier_of(config, target.name)
@@ -175,13 +177,14 @@ def _send_files(config: Config, target: Target, path: Path) -> bool:
 
 def _send_series(settings: Settings, target: Target, uid: str, study: str | None, *, originals: bool) -> bool:
     """Owe the results or images of a series once more, and wait a little for the deliverer."""
+    from ctnode.flow.dispatch import current_images
     from ctnode.flow.parcels import parcels_of
 
     _, layout, database = settings.writing()
     record = catalog.find(database, uid, study=study)
     revision = revisions.newest(database, record.id)
     if originals:
-        images = revisions.frozen_objects(database, revision.id)
+        images = current_images(database, revision)
         parcels = [outbox.Parcel(target.name, outbox.ORIGINAL, path, digest) for path, digest in images]
         if not parcels:
             raise WrongState(f"revision {revision.n} of {record.name} is not complete yet")
@@ -192,6 +195,7 @@ def _send_series(settings: Settings, target: Target, uid: str, study: str | None
             kinds = f"revision {revision.n} of {record.name} has no results of the kinds that {target.name} takes"
             raise WrongState(kinds)
     with database.immediate():
+        tombstones.require_unmoved(database, record.id)
         outbox.post(database, revision.id, parcels, again=True)
         lanes.hurry(database, target.name)
     return _await_deliveries(database, layout, record.id, target.name)

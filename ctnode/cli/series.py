@@ -69,6 +69,7 @@ def show_series(settings: Settings, uid: str, study: str | None, json_wanted: bo
             "series": record.name,
             "modality": record.modality,
             "instances": f"{record.instances}, {record.bytes / 1e6:.1f} MB",
+            "deleted": f"{record.deleted} images, by a rule of retention",
             "resends": f"{record.duplicates} identical ones dropped",
             "flags": " ".join(record.flags) or "none",
             "state": f"revision {record.revision} {_state(record)} {record.reason}".strip(),

@@ -22,7 +22,9 @@ from ctnode.config.models import (
 )
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
+from ctnode.config.retention import Retention
 from ctnode.config.routes import ORIGINALS, Route, Routing
+from ctnode.config.rules import CompletionRule
 
 __all__ = [
     "ORIGINALS",
@@ -30,6 +32,7 @@ __all__ = [
     "Change",
     "Commitment",
     "Completion",
+    "CompletionRule",
     "Config",
     "Deidentification",
     "Delivery",
@@ -42,6 +45,7 @@ __all__ = [
     "Peer",
     "Pipeline",
     "Receiver",
+    "Retention",
     "Route",
     "Routing",
     "Storage",

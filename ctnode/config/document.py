@@ -58,10 +58,22 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {
         "name": "thin-chest",
         "when": 'SliceThickness <= 3 and verdict != "SUSPECT"',
         "level": "series",
+        "required": [],
         "run": "pipeline",
         "send": ["report"],
         "to": ["pacs"],
         "priority": "normal",
+    },
+    "completion_rules": {
+        "name": "slow-pacs",
+        "called_ae": "CTNODE",
+        "peer": "ct1",
+        "modality": "CT",
+        "quiet_s": 30.0,
+        "max_wait_s": 3600.0,
+        "association_hold_s": 120.0,
+        "suspect": "hold",
+        "count_images": True,
     },
 }
 

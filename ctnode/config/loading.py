@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, TARGET_FILES, Config, Target
+from ctnode.config.rules import check_rules
 from ctnode.words import ConfigError, Unavailable
 
 LEAST_KEY_BYTES: Final = 32
@@ -200,6 +201,7 @@ def _check_together(config: Config) -> None:
         ("peers", [peer.name for peer in config.peers]),
         ("targets", [t.name for t in config.targets]),
         ("routes", [route.name for route in config.routes]),
+        ("completion_rules", [rule.name for rule in config.completion_rules]),
         ("deidentification", [profile.name for profile in config.deidentification]),
     ):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -214,6 +216,7 @@ def _check_together(config: Config) -> None:
         _check_target(target)
     _check_routes(config)
     _check_external(config)
+    check_rules(config.completion_rules, [peer.name for peer in config.peers])
 
 
 def _check_external(config: Config) -> None:
@@ -251,7 +254,7 @@ def _check_routes(config: Config) -> None:
                 hint=f"known: {', '.join(sorted(known)) or 'no [[targets]] are configured'}",
             )
     for level in ("series", "study"):
-        defaults = [route.name for route in config.routes if not route.when and route.level == level]
+        defaults = [route.name for route in config.routes if route.is_default and route.level == level]
         if len(defaults) > 1:
             raise ConfigError(
                 f"routes.when: {' and '.join(defaults)} are both the default of the level {level}",

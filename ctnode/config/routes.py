@@ -28,6 +28,11 @@ class Route(Section):
     level: Literal["series", "study"] = Field(
         "series", description="series: each by itself; study: all series of a study once one fits and all are complete"
     )
+    required: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="of a study: conditions, each for a complete series of its own; then the others are not waited for",
+    )
     run: Literal["pipeline", "none"] = Field("pipeline", description="what is computed; none: only kept and sent")
     send: tuple[ResultKind | Literal["originals"], ...] = Field(
         (), strict=False, description="kinds of results that are sent, and originals"
@@ -44,6 +49,23 @@ class Route(Section):
             compile_when(value)
         return value
 
+    @field_validator("required")
+    @classmethod
+    def _all_compile(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            compile_when(value)
+        return values
+
+    @property
+    def is_default(self) -> bool:
+        """Return whether it takes what no other route of its level takes."""
+        return not self.when and not self.required
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Return all conditions that it has."""
+        return (*([self.when] if self.when else []), *self.required)
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Route:
         if bool(self.send) != bool(self.to):
@@ -53,4 +75,8 @@ class Route(Section):
             raise ValueError('run = "none" makes no results that could be asked for or sent')
         if self.level == "study" and asks:
             raise ValueError("a route of a study is decided when the study is complete, before there are results")
+        if self.required and self.level != "study":
+            raise ValueError('required needs level = "study"')
+        if any(uses_results(compile_when(one)) for one in self.required):
+            raise ValueError("required is decided when the series are complete, before there are results")
         return self

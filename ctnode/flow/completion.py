@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from ctnode.config import Config, Peer
-from ctnode.words import Verdict
+from ctnode.flow.policy import Sender, policy_of
+from ctnode.words import Acquisition, Verdict
 
 GAP_RATIO: Final = 1.5
 HELD_LOOK_S: Final = 1.0
+NAMED_HOLES: Final = 5
 PROOF: Final = "a list of the sender is held whole"
 OPERATOR: Final = "the operator's word"
 # These need no quiet time.
@@ -71,6 +73,27 @@ class Situation:
     """What is known of a revision that waits; every time is in seconds.
 
     ``waited_s`` counts from the last new instance, ``silent_s`` from the last arrival, identical resends included.
+
+    Parameters
+    ----------
+    positions_mm
+        Slice positions along the normal, of the images that have one and are no localizers.
+    numbers
+        The InstanceNumbers of the images that have one.
+    acquisitions
+        The acquisitions whose images state how many there are.
+    claims
+        What others say the series consists of.
+    in_progress
+        The procedure step of its modality that has not ended, in words; empty where there is none.
+    discontinued
+        The procedure step that was broken off without all that it lists being here, in words.
+    asked
+        Whose answer to an active check is awaited; empty where none is.
+    notes
+        What is worth telling and changes nothing.
+    is_told
+        Whether the operator said that it is complete.
     """
 
     silent_s: float
@@ -82,6 +105,11 @@ class Situation:
     claims: tuple[Claim, ...] = ()
     in_progress: str = ""
     is_told: bool = False
+    numbers: tuple[int, ...] = ()
+    acquisitions: tuple[Acquisition, ...] = ()
+    discontinued: str = ""
+    asked: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +158,13 @@ def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float
         return Wait(left_s, "; ".join(_short(claim) for claim in missing))
     if situation.in_progress:
         return Wait(left_s, f"{situation.in_progress} has not ended")
+    if situation.asked:
+        # The end of a question that got no answer rings no bell.
+        return Wait(min(HELD_LOOK_S, left_s), f"{situation.asked} was asked and has not answered")
+    if holes := describe_holes(situation):
+        # A series beside it may bring what an acquisition still lacks.
+        until_s = max(situation.quiet_s, HELD_LOOK_S) if situation.acquisitions else left_s
+        return Wait(min(until_s, left_s), f"what is missing may still come: {'; '.join(holes)}")
     quiet = f"quiet for {situation.quiet_s:g} s, no open association feeds it"
     return _unproven(
         situation, quiet, "quiet time", "an instance or an association that feeds it within the quiet time"
@@ -141,9 +176,9 @@ def _unproven(situation: Situation, because: str, rule: str, otherwise: str) -> 
     missing = tuple(_short(claim) for claim in situation.claims if claim.missing)
     doubts = (*missing, *_doubts(situation))
     if doubts:
-        return Decision(Verdict.SUSPECT, (because, *doubts), rule, otherwise)
+        return Decision(Verdict.SUSPECT, (because, *doubts, *situation.notes), rule, otherwise)
     spacing = ("slices evenly spaced",) if len(set(situation.positions_mm)) > 2 else ()
-    return Decision(Verdict.LIKELY, (because, *spacing), rule, otherwise)
+    return Decision(Verdict.LIKELY, (because, *spacing, *_weak(situation), *situation.notes), rule, otherwise)
 
 
 def _short(claim: Claim) -> str:
@@ -152,7 +187,63 @@ def _short(claim: Claim) -> str:
 
 def _doubts(situation: Situation) -> tuple[str, ...]:
     aborted = f"{situation.aborted} association(s) that fed it were aborted" if situation.aborted else ""
-    return tuple(text for text in (describe_gap(situation.positions_mm), aborted) if text)
+    geometry = describe_gap(situation.positions_mm)
+    holes = tuple(hole for hole in describe_holes(situation) if hole != geometry)
+    return tuple(text for text in (geometry, *holes, situation.discontinued, aborted) if text)
+
+
+def _weak(situation: Situation) -> tuple[str, ...]:
+    """Return what alone casts no doubt: many senders number over several series."""
+    first = min(situation.numbers, default=1)
+    return (f"instance numbers begin with {first}",) if first > 1 else ()
+
+
+def describe_holes(situation: Situation) -> tuple[str, ...]:
+    """Return what is missing by the headers and may still come, in words.
+
+    Where the numbers of the instances have no gap, one in the positions is how the scan was made: no slice between two
+    others is missing, and there is nothing to wait for.
+    """
+    numbers, geometry = describe_number_gaps(situation.numbers), describe_gap(situation.positions_mm)
+    if geometry and not numbers and is_unbroken(situation.numbers, len(situation.positions_mm)):
+        geometry = ""
+    short = tuple(
+        f"{one.held_in_study} of {one.stated} images in acquisition {'' if one.number is None else one.number}".rstrip()
+        for one in situation.acquisitions
+        if one.held_in_study < one.stated
+    )
+    return tuple(text for text in (geometry, numbers, *short) if text)
+
+
+def is_unbroken(numbers: Sequence[int], count: int) -> bool:
+    """Return whether each of at least ``count`` instances has a number of its own and none in between is missing."""
+    return len(numbers) >= max(count, 2) and max(numbers) - min(numbers) + 1 == len(set(numbers)) == len(numbers)
+
+
+def describe_number_gaps(numbers: Sequence[int]) -> str:
+    """Return which InstanceNumbers are missing between others, or an empty text.
+
+    Numbers without a common step tell nothing. A hole that is larger than all that is there begins another block of
+    numbers, as senders with several acquisitions make them. That they do not begin with 1 says little.
+    """
+    ordered = sorted(set(numbers))
+    steps = [after - before for before, after in itertools.pairwise(ordered)]
+    if len(steps) < 2:
+        return ""
+    step = statistics.multimode(sorted(steps))[0]
+    if 2 * steps.count(step) < len(steps):
+        return ""
+    holes = [
+        range(before + step, after, step)
+        for before, after in itertools.pairwise(ordered)
+        if step < after - before <= step * len(ordered)
+    ]
+    count = sum(map(len, holes))
+    if not count:
+        return ""
+    named = ", ".join(f"{hole[0]}-{hole[-1]}" if len(hole) > 1 else str(hole[0]) for hole in holes[:NAMED_HOLES])
+    more = " and more" if len(holes) > NAMED_HOLES else ""
+    return f"{count} instance number(s) missing between {ordered[0]} and {ordered[-1]}: {named}{more}"
 
 
 def holds(feeder: Feeder, quiet_s: float, association_hold_s: float) -> bool:
@@ -188,12 +279,16 @@ def describe_gap(positions_mm: Sequence[float], *, same_mm: float = 0.01, gap_ra
     return f"{gaps} gap(s) in the slice positions, median step {median:.3f} mm" if gaps else ""
 
 
-def quiet_seconds(config: Config, peer: Peer | None, called_ae: str, revision: int) -> float:
-    """Return the quiet time of a sender's series: the peer's, else the called AE's, else the default.
+def quiet_seconds(config: Config, peer: Peer | None, called_ae: str, revision: int, modality: str = "") -> float:
+    """Return the quiet time of a sender's series: its rule's, else the peer's, the called AE's, the default.
 
     Each further revision doubles it, up to ``max_wait_s``, so that a slow sender makes no storm of revisions.
     """
     base = config.completion.called_ae_quiet_s.get(called_ae, config.completion.quiet_s)
     if peer is not None and peer.quiet_s is not None:
         base = peer.quiet_s
-    return float(min(base * 2.0 ** min(revision - 1, 30), max(base, config.completion.max_wait_s)))
+    sender = Sender(called_ae, "" if peer is None else peer.name, modality)
+    policy = policy_of(config.completion, config.completion_rules, sender)
+    if policy.quiet_s is not None:
+        base = policy.quiet_s
+    return float(min(base * 2.0 ** min(revision - 1, 30), max(base, policy.max_wait_s)))

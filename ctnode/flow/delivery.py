@@ -12,10 +12,11 @@ import structlog
 
 from ctnode.archive import lanes, outbox
 from ctnode.archive.database import Database
+from ctnode.archive.lanes import AT
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Peer, Target
 from ctnode.flow.asking import Asker
-from ctnode.flow.carrier import AT, is_callable
+from ctnode.flow.carrier import is_callable
 from ctnode.flow.commitment import CommitmentDesk
 from ctnode.flow.courier import Courier, Line
 from ctnode.flow.outgoing import sweep
@@ -26,6 +27,8 @@ from ctnode.ops.role import Role
 
 IDLE_S: Final = 0.5
 RETRY_S: Final = 1.0
+# Until a destination is served again after an error that is not its own.
+REST_S: Final = 5.0
 # Between two looks at what is late.
 LOOK_S: Final = 10.0
 
@@ -63,6 +66,8 @@ class Deliverer:
         self.reload = reload
         self._lines: dict[str, Line] = {}
         self._threads: dict[str, list[threading.Thread]] = {}
+        # By destination: after an error of our own, such as a full disk.
+        self._rest_until: dict[str, float] = {}
         self._stop = threading.Event()
         self._looked = float("-inf")
         self._parts = (CommitmentDesk(layout), Asker(layout))
@@ -112,6 +117,8 @@ class Deliverer:
             line = self._lines.setdefault(lane.name, Line(lane.name))
             line.is_paused = lane.paused_until is not None and lane.paused_until > now
         for name in lanes.due(self.database):
+            if self._rest_until.get(name, 0.0) > time.monotonic():
+                continue
             self._address(name)
             target = self._target_of(name)
             threads = self._threads.setdefault(name, [])
@@ -126,7 +133,8 @@ class Deliverer:
         try:
             with Database(self.layout.database) as database:
                 Courier(self.config, self.layout, database, self.recorder, line, self._stop.is_set).serve()
-        except (OSError, sqlite3.Error) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is later than the others' turn
+            self._rest_until[line.name] = time.monotonic() + REST_S
             self._log.error("delivery thread ended", target=line.name, error=type(error).__name__)
 
     def _target_of(self, lane: str) -> Target | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,8 +37,11 @@ class Dispatcher:
     def __init__(self, database: Database, layout: Layout) -> None:
         self.database = database
         self.layout = layout
-        # Revisions that wait for their study, so that their files are read once.
-        self._waiting: set[int] = set()
+        # Revisions that wait for their study, with how far it was when they were looked at, so that their files are
+        # read only when that has changed.
+        self._waiting: dict[int, float] = {}
+        # Studies that fired before they were complete.
+        self._early: set[int] = set()
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def start_complete(self, config: Config) -> None:
@@ -57,18 +60,21 @@ class Dispatcher:
 
     def _route(self, config: Config, revision: Revision, series: catalog.Series) -> None:
         has_study_routes = any(route.level == "study" for route in config.routes)
-        is_study_complete = _study_state(self.database, series.id) is StudyState.COMPLETE
-        if revision.id in self._waiting and not is_study_complete:
+        study = _study(self.database, series.id) if has_study_routes else None
+        is_open = study is not None and study.state is not StudyState.COMPLETE
+        if study is not None and is_open and self._waiting.get(revision.id) == study.newest_verdict_at:
             return
         known = facts.of_series(self.database, self.layout, revision, config.routes)
         decision = decide(config.routes, config.routing, [known], results_to_come=bool(series.ct_instances))
-        if has_study_routes and is_study_complete:
+        if study is not None:
             of_study = decide_study(self.database, self.layout, config, series.id)
             decision = Decision((*decision.steps, *of_study.steps))
-        elif has_study_routes and not decision.fired and not decision.open:
-            self._waiting.add(revision.id)
-            return
-        self._waiting.discard(revision.id)
+            if is_open and of_study.fired:
+                self._early.add(study.id)
+            if is_open and not decision.fired and not decision.open:
+                self._waiting[revision.id] = study.newest_verdict_at
+                return
+        self._waiting.pop(revision.id, None)
         reason = reason_to_keep(series) if series.own_instances else ""
         if not decision.fired and not decision.open:
             reason = f"{NO_ROUTE}: {decision.words()}"
@@ -96,6 +102,9 @@ class Dispatcher:
         rows = self.database.execute(
             "SELECT id FROM studies WHERE is_routed = 0 AND state = 'COMPLETE' ORDER BY id LIMIT 100"
         ).fetchall()
+        for study_id in self._early - {row[0] for row in rows}:
+            self._route_study(config, study_id)
+        self._early.clear()
         for (study_id,) in rows:
             if any(route.level == "study" for route in config.routes):
                 self._route_study(config, study_id)
@@ -108,7 +117,7 @@ class Dispatcher:
         for series_id in members:
             revision = revisions.newest(self.database, series_id)
             series = catalog.by_id(self.database, series_id)
-            if revision.state not in _SETTLED or series.own_instances or series.hold:
+            if revision.state not in _SETTLED or series.own_instances or series.hold or series.deleted:
                 continue
             decision = decide_study(self.database, self.layout, config, series_id)
             parcels = [*originals_for(self.database, revision, decision.fired)]
@@ -133,26 +142,44 @@ def reason_to_keep(series: catalog.Series) -> str:
     return ""
 
 
-def _study_state(database: Database, series_id: int) -> StudyState:
-    (state,) = database.execute(
-        "SELECT studies.state FROM series JOIN studies ON studies.id = series.study_id WHERE series.id = ?",
+@dataclass(frozen=True, slots=True)
+class _Study:
+    """The study of a series, and when the newest verdict was given in it."""
+
+    id: int
+    state: StudyState
+    newest_verdict_at: float
+
+
+def _study(database: Database, series_id: int) -> _Study:
+    study_id, state, newest = database.execute(
+        "SELECT studies.id, studies.state, coalesce(max(revisions.verdict_at), 0) FROM studies"
+        " JOIN series ON series.study_id = studies.id JOIN revisions ON revisions.series_id = series.id"
+        " WHERE studies.id = (SELECT study_id FROM series WHERE id = ?)",
         (series_id,),
     ).fetchone()
-    return StudyState(state)
+    return _Study(study_id, StudyState(state), newest)
 
 
 def decide_study(database: Database, layout: Layout, config: Config, series_id: int) -> Decision:
-    """Return what the study routes decide for the study of a series; nothing while it is not complete."""
-    if _study_state(database, series_id) is not StudyState.COMPLETE:
+    """Return what the study routes decide for the study of a series.
+
+    While it is not complete only those count that name the series they require, and only series that are complete.
+    """
+    study = _study(database, series_id)
+    is_complete = study.state is StudyState.COMPLETE
+    routes = [route for route in config.routes if route.level == "study" and (is_complete or route.required)]
+    if not routes:
         return Decision(())
     members = database.execute(
-        "SELECT id FROM series WHERE study_id = (SELECT study_id FROM series WHERE id = ?) AND own_instances = 0",
-        (series_id,),
+        "SELECT id FROM series WHERE study_id = ? AND own_instances = 0 AND NOT EXISTS (SELECT 1 FROM revisions"
+        " WHERE revisions.series_id = series.id AND revisions.state = 'RECEIVING')",
+        (study.id,),
     ).fetchall()
     known: list[Facts] = [
         facts.of_series(database, layout, revisions.newest(database, member), config.routes) for (member,) in members
     ]
-    return decide(config.routes, config.routing, known, results_to_come=False, level="study")
+    return decide(routes, config.routing, known, results_to_come=False, level="study")
 
 
 def decide_finished(
@@ -175,17 +202,22 @@ def originals_for(database: Database, revision: Revision, routes: Iterable[Route
     wanted = [route for route in routes if ORIGINALS in route.send]
     if not wanted:
         return []
-    rows = database.execute(
-        "SELECT path, digest FROM instances WHERE series_id = ? AND is_current AND id IN (SELECT value FROM json_each("
-        "(SELECT instances FROM revisions WHERE id = ?))) ORDER BY coalesce(instance_number, 1 << 40), id",
-        (revision.series_id, revision.id),
-    ).fetchall()
+    rows = current_images(database, revision)
     return _each_once(
         Parcel(target, outbox.ORIGINAL, path, digest, PRIORITIES[route.priority])
         for route in wanted
         for target in route.to
         for path, digest in rows
     )
+
+
+def current_images(database: Database, revision: Revision) -> list[tuple[str, str]]:
+    """Return path and digest of the images of a revision, by number; of one that came twice only what counts."""
+    return database.execute(
+        "SELECT path, digest FROM instances WHERE series_id = ? AND is_current AND id IN (SELECT value FROM json_each("
+        "(SELECT instances FROM revisions WHERE id = ?))) ORDER BY coalesce(instance_number, 1 << 40), id",
+        (revision.series_id, revision.id),
+    ).fetchall()
 
 
 def results_for(

@@ -19,7 +19,7 @@ from ctnode.words import BadInstance
 
 def attributes_of(routes: Iterable[Route]) -> dict[str, Named]:
     """Return the DICOM attributes that routes ask for, by keyword."""
-    words = {name.word for route in routes if route.when for name in names_of(compile_when(route.when))}
+    words = {name.word for route in routes for one in route.conditions for name in names_of(compile_when(one))}
     known = {word: look_up(word) for word in sorted(words)}
     return {word: named for word, named in known.items() if isinstance(named, Named) and named.tag}
 

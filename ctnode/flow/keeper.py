@@ -13,17 +13,20 @@ from typing import Final
 import structlog
 
 from ctnode.archive import catalog, revisions
-from ctnode.archive.associations import Association
 from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import GATHER_S, open_doorbell
-from ctnode.archive.index import Index
+from ctnode.archive.index import Arrival, Index
 from ctnode.archive.layout import Layout
 from ctnode.archive.settle import Scan, Settler
 from ctnode.archive.suspect import mark, marked
 from ctnode.config import Config
+from ctnode.flow import forgetting
 from ctnode.flow.completion import quiet_seconds
 from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
+from ctnode.flow.policy import Policy
+from ctnode.flow.retaining import Retainer
+from ctnode.flow.studies import StudyRoom
 from ctnode.flow.waiting import Ripe, WaitingRoom
 from ctnode.ops import log
 from ctnode.ops.durable import lock
@@ -72,8 +75,10 @@ class Keeper:
         self.index = Index(database, layout, self._quiet_s)
         self.settler = Settler(self.index)
         self.waiting = WaitingRoom(database)
+        self.studies = StudyRoom(database)
         self.dispatcher = Dispatcher(database, layout)
         self.inbox = Inbox(config, role.wake)
+        self.retainer = Retainer(database, layout)
         self._resolver = CachedResolver()
         self._seen_version = -1
         self._has_missed = False
@@ -81,21 +86,22 @@ class Keeper:
         self._distrust = ""
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
-    def _quiet_s(self, association: Association, revision: int) -> float:
-        peer = None
+    def _quiet_s(self, arrival: Arrival, revision: int) -> float:
+        association, peer = arrival.association, None
         if association.door in {NETWORK, RETRIEVED}:
             # A journal of an older version names no peer; then title and address decide as they did at the door.
             peer = next((known for known in self.config.peers if known.name == association.peer), None)
         if association.door == NETWORK and peer is None:
             host = association.peer_address.rpartition(":")[0].strip("[]")
             peer = find_peer(association.calling_ae, host, self.config.peers, self._resolver)
-        return quiet_seconds(self.config, peer, association.called_ae, revision)
+        return quiet_seconds(self.config, peer, association.called_ae, revision, arrival.header.modality)
 
     def run(self) -> None:
         """Loop until the role stops."""
         bell = open_doorbell(self.layout.run)
         self.role.watch(bell.fileno())
         self.waiting.restore()
+        self.studies.restore()
         with self.inbox:
             self.role.ready()
             while not self.role.stopping:
@@ -108,8 +114,8 @@ class Keeper:
         bell.close()
 
     def _pause_s(self) -> float:
-        look_s = self.waiting.next_look_s()
-        return IDLE_SCAN_S if look_s is None else min(IDLE_SCAN_S, look_s + 0.001)
+        pauses_s = (self.waiting.next_look_s(), self.studies.next_look_s(), self.retainer.pause_s())
+        return min([IDLE_SCAN_S, *(pause_s + 0.001 for pause_s in pauses_s if pause_s is not None)])
 
     def _answer_bell(self, bell: socket.socket) -> None:
         # Emptied before the pause: who rings during it may have come too late for the look that follows.
@@ -126,19 +132,25 @@ class Keeper:
             self.role.reload_wanted = False
             self.config = self.inbox.config = self.reload()
             self.dispatcher.forget_waiting()
+            self.waiting.look_again()
             self._seen_version = -1
         try:
             if self._has_missed:
                 # What was settled before a fault waits too, and what could not be started is looked at again.
                 self.waiting.restore()
+                self.studies.restore()
                 self._seen_version, self._has_missed = -1, False
+            self.index.keeps_resent = self.config.retention.resent == "keep"
             scan = self._settle()
             version = self.database.data_version()
             if scan.settled or version != self._seen_version:
                 self._seen_version = version
                 self.dispatcher.start_complete(self.config)
                 self._answer_requests()
+            self._forget_wanted()
             self.inbox.look()
+            # What has just come may be part of what is to go: then it is looked at again before anything goes.
+            self.retainer.step(self.config.retention)
         except (OSError, sqlite3.Error) as error:
             self.database.connection.rollback()
             self._has_missed = True
@@ -157,8 +169,11 @@ class Keeper:
             self._touch(scan)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
-                for ripe in self.waiting.ripe(began, touched, scan.open_associations, self.config.completion):
+                policy = (self.config.completion, self.config.completion_rules)
+                for ripe in self.waiting.ripe(began, touched, scan.open_associations, *policy):
                     self._complete(ripe)
+                if self.studies.settle(began, scan.open_associations, self.config.completion, self.waiting.silent_s):
+                    self.dispatcher.start_complete(self.config)
                 return scan
 
     def _touch(self, scan: Scan) -> None:
@@ -166,6 +181,7 @@ class Keeper:
         new = {placement.series_id for placement in scan.settled if placement.is_new}
         fed = {(placement.association_id, placement.series_id) for placement in scan.settled}
         self.waiting.touch(touched, touched - new, fed)
+        self.studies.touch(new)
 
     def _complete(self, ripe: Ripe) -> None:
         revision, decision = ripe.revision, ripe.decision
@@ -177,8 +193,11 @@ class Keeper:
                 decision.evidence,
                 rule=decision.rule,
                 otherwise=decision.otherwise,
+                policy=ripe.policy.rule,
+                settles_study=False,
             )
-            self._hold_suspect(revision, decision.verdict)
+            self._hold_suspect(revision, decision.verdict, ripe.policy)
+            self._hold_reduced(revision)
         self.waiting.leave(revision.id)
         series = catalog.by_id(self.database, revision.series_id)
         self._log.info(
@@ -190,13 +209,31 @@ class Keeper:
         )
         self.dispatcher.start_complete(self.config)
 
-    def _hold_suspect(self, revision: revisions.Revision, verdict: Verdict) -> None:
-        """Hold a SUSPECT revision where the configuration wants it; a better one after it lifts that hold."""
+    def _hold_suspect(self, revision: revisions.Revision, verdict: Verdict, policy: Policy) -> None:
+        """Hold a SUSPECT revision where its policy wants it; a better one after it lifts that hold."""
         hold = catalog.by_id(self.database, revision.series_id).hold
-        if verdict is Verdict.SUSPECT and self.config.completion.suspect == "hold" and not hold:
+        if verdict is Verdict.SUSPECT and policy.suspect == "hold" and not hold:
             revisions.set_hold(self.database, revision, HELD_SUSPECT)
         elif verdict is not Verdict.SUSPECT and hold == HELD_SUSPECT:
             revisions.lift_hold(self.database, revision, hold)
+
+    def _hold_reduced(self, revision: revisions.Revision) -> None:
+        """Hold a series of which a rule has deleted images: what came late is not all of it."""
+        series = catalog.by_id(self.database, revision.series_id)
+        if series.deleted and series.ct_instances and not series.hold:
+            words = f"retention deleted {series.deleted} of its images: send them again, or release it as it is"
+            revisions.set_hold(self.database, revision, words)
+
+    def _forget_wanted(self) -> None:
+        """Forget what is to be forgotten; what is on its way just now has to arrive or fail first."""
+        for (identifier,) in self.database.execute(
+            "SELECT id FROM requests WHERE ended_at IS NULL AND kind = ?", (forgetting.REQUEST,)
+        ).fetchall():
+            if forgetting.carry_out(self.database, self.layout, identifier):
+                # Its numbers may be given again.
+                self.waiting.forget()
+                self.dispatcher.forget_waiting()
+                self._log.info("forgotten, as the operator asked", request=identifier)
 
     def _answer_requests(self) -> None:
         """Carry out what other processes asked the keeper to do on its connection."""

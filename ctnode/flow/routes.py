@@ -10,6 +10,7 @@ from typing import Final
 from ctnode.config import Route, Routing
 from ctnode.config.when import Answer, Facts, compile_when, evaluate, uses_results
 
+ALWAYS: Final = "true"
 NO_ROUTE: Final = "no route"
 PRIORITIES: Final = {"low": -1, "normal": 0, "high": 1}
 
@@ -23,6 +24,8 @@ class Outcome(StrEnum):
     UNKNOWN = "does not fire: a value is missing"
     # It asks for results that are still to be made.
     LATER = "is decided when the results are there"
+    # A series that its study has to have is not there, or not complete yet.
+    ABSENT = "does not fire: a required series is missing"
     # Another one of the file came first (routing.match = "first").
     BEHIND = "not reached: an earlier route fires"
 
@@ -89,7 +92,7 @@ def decide(
     steps: list[Step] = []
     waits = has_fired = False
     listed = [route for route in routes if route.level == level]
-    for route in (route for route in listed if route.when):
+    for route in (route for route in listed if not route.is_default):
         if has_fired and routing.match == "first":
             steps.append(Step(route, Outcome.BEHIND))
             continue
@@ -100,7 +103,7 @@ def decide(
         waits = waits or step.outcome is Outcome.LATER
         has_fired = has_fired or step.outcome is Outcome.FIRES
         steps.append(step)
-    for route in (route for route in listed if not route.when):
+    for route in (route for route in listed if route.is_default):
         because = ("another route fires",) if has_fired else ("no other route fires",)
         outcome = Outcome.NOT if has_fired else Outcome.LATER if waits else Outcome.FIRES
         steps.append(Step(route, outcome, because))
@@ -109,7 +112,9 @@ def decide(
 
 
 def _step(route: Route, facts: Sequence[Facts], *, results_to_come: bool) -> Step:
-    expression = compile_when(route.when)
+    if absent := _absent(route, facts):
+        return Step(route, Outcome.ABSENT, absent)
+    expression = compile_when(route.when or ALWAYS)
     answers = [evaluate(expression, one) for one in facts]
     # True before unknown before false.
     answer = max(answers, key=lambda one: (one.holds is True, one.holds is None), default=Answer(None, ()))
@@ -117,3 +122,25 @@ def _step(route: Route, facts: Sequence[Facts], *, results_to_come: bool) -> Ste
         later = results_to_come and uses_results(expression)
         return Step(route, Outcome.LATER if later else Outcome.UNKNOWN, answer.because)
     return Step(route, Outcome.FIRES if answer.holds else Outcome.NOT, answer.because)
+
+
+def _absent(route: Route, facts: Sequence[Facts]) -> tuple[str, ...]:
+    """Return the required conditions that no series is left for, when each takes a series of its own."""
+    fitting = [
+        [place for place, one in enumerate(facts) if evaluate(compile_when(condition), one).holds is True]
+        for condition in route.required
+    ]
+    taken: dict[int, int] = {}
+    return tuple(condition for place, condition in enumerate(route.required) if not _take(place, fitting, taken, set()))
+
+
+def _take(wanted: int, fitting: Sequence[Sequence[int]], taken: dict[int, int], seen: set[int]) -> bool:
+    """Give a condition a series, moving others to another one of theirs where that helps (Kuhn's matching)."""
+    for series in fitting[wanted]:
+        if series in seen:
+            continue
+        seen.add(series)
+        if series not in taken or _take(taken[series], fitting, taken, seen):
+            taken[series] = wanted
+            return True
+    return False

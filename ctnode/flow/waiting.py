@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from ctnode.archive import catalog, evidence, revisions
+from ctnode.archive import asks, catalog, counts, evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.revisions import Revision, get, receiving
 from ctnode.archive.settle import Open
-from ctnode.config import Completion
-from ctnode.flow.claims import claims, in_progress
+from ctnode.config import Completion, CompletionRule
+from ctnode.flow.claims import claims, discontinued, in_progress, notes, of_concatenations
 from ctnode.flow.completion import AT_ONCE, Decision, Feeder, Situation, Wait, decide
+from ctnode.flow.policy import Policy, policy_of, sender_of
 from ctnode.words import EvidenceKind
 
 Clock = Callable[[], float]
@@ -29,6 +30,8 @@ class _Wait:
     last_arrival: float
     renewed: float
     look_at: float
+    # The longest wait that its policy allows; not known before the first look.
+    longest_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Ripe:
 
     revision: Revision
     decision: Decision
+    policy: Policy
 
 
 class WaitingRoom:
@@ -61,7 +65,7 @@ class WaitingRoom:
         # Series that something came for since the last look, which may have completed a list.
         self._fresh: set[int] = set()
         self._version = -1
-        # As it was at the last look.
+        # The least of all policies, as it was at the last look.
         self._max_wait_s = math.inf
 
     def restore(self) -> None:
@@ -108,7 +112,8 @@ class WaitingRoom:
                 continue
             wait = self._waits.get(row[0])
             renewed = wait.renewed if wait is not None and series_id in resent else now
-            self._waits[row[0]] = _Wait(series_id, now, renewed, now + row[1])
+            longest_s = wait.longest_s if wait is not None else None
+            self._waits[row[0]] = _Wait(series_id, now, renewed, now + row[1], longest_s)
             self._fresh.add(series_id)
 
     def next_look_s(self) -> float | None:
@@ -119,13 +124,25 @@ class WaitingRoom:
 
     def _look_at(self, wait: _Wait) -> float:
         # Resends may put off the quiet time for ever; the longest wait they do not.
-        return min(wait.look_at, wait.renewed + self._max_wait_s)
+        longest_s = self._max_wait_s if wait.longest_s is None else wait.longest_s
+        return min(wait.look_at, wait.renewed + longest_s)
 
     def __len__(self) -> int:
         return len(self._waits)
 
+    def look_again(self) -> None:
+        """Look at all that waits in the next turn, as after a change of the configuration."""
+        now = self.monotonic()
+        for wait in self._waits.values():
+            wait.look_at, wait.longest_s = min(wait.look_at, now), None
+
     def ripe(
-        self, scan_began: float, touched: Collection[int], opened: Iterable[Open], settings: Completion
+        self,
+        scan_began: float,
+        touched: Collection[int],
+        opened: Iterable[Open],
+        settings: Completion,
+        rules: Sequence[CompletionRule] = (),
     ) -> list[Ripe]:
         """Return the revisions that are complete after a whole scan that began after their deadline.
 
@@ -137,9 +154,12 @@ class WaitingRoom:
             Series for which that scan found something.
         opened
             Associations that are still open.
+        settings, rules
+            The configuration of completion.
         """
         ripe = []
-        self._max_wait_s = settings.max_wait_s
+        own = [rule.max_wait_s for rule in rules if rule.max_wait_s is not None]
+        self._max_wait_s = min(settings.max_wait_s, *own) if own else settings.max_wait_s
         self._listen(opened := tuple(opened))
         by_id = {association.association_id: association for association in opened}
         version = evidence.version(self.database)
@@ -150,18 +170,20 @@ class WaitingRoom:
             if not is_due and not is_told and wait.series_id not in fresh:
                 continue
             revision = get(self.database, revision_id)
+            policy = policy_of(settings, rules, sender_of(self.database, revision.series_id))
+            wait.longest_s = policy.max_wait_s
             decision = decide(
-                self._situation(revision, wait, by_id),
-                max_wait_s=settings.max_wait_s,
-                association_hold_s=settings.association_hold_s,
+                self._situation(revision, wait, by_id, policy),
+                max_wait_s=policy.max_wait_s,
+                association_hold_s=policy.association_hold_s,
             )
             # What was not due can only be complete by a list or by the operator's word: both need no quiet.
             if isinstance(decision, Decision) and (is_due or decision.rule in AT_ONCE):
-                ripe.append(Ripe(revision, decision))
+                ripe.append(Ripe(revision, decision, policy))
             elif isinstance(decision, Wait) and is_due:
                 wait.look_at = self.monotonic() + decision.seconds
                 if decision.reason != revision.awaits:
-                    revisions.await_next(self.database, revision_id, decision.reason)
+                    revisions.await_next(self.database, revision_id, decision.reason, policy.rule)
         return ripe
 
     def _listen(self, opened: Iterable[Open]) -> None:
@@ -190,11 +212,23 @@ class WaitingRoom:
             pair = (association.association_id, series_id)
             self._fed.setdefault(pair, heard_at - max(0.0, association.last_arrival - last_arrival))
 
+    def silent_s(self, association_id: int) -> float:
+        """Return how long an open association has been silent at the last look."""
+        return self.monotonic() - self._heard[association_id].at
+
     def leave(self, revision_id: int) -> None:
         """Forget a revision that got its verdict."""
         self._waits.pop(revision_id, None)
 
-    def _situation(self, revision: Revision, wait: _Wait, opened: dict[int, Open]) -> Situation:
+    def forget(self) -> None:
+        """Forget the revisions that are no longer there, and take over those that wait under their numbers."""
+        there = {revision.id: revision.series_id for revision in receiving(self.database)}
+        self._waits = {
+            revision_id: wait for revision_id, wait in self._waits.items() if there.get(revision_id) == wait.series_id
+        }
+        self.restore()
+
+    def _situation(self, revision: Revision, wait: _Wait, opened: dict[int, Open], policy: Policy) -> Situation:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
         feeders, aborted = [], 0
@@ -210,14 +244,24 @@ class WaitingRoom:
                 elsewhere_s = heard_at - self._fed.get((association_id, revision.series_id), heard_at)
                 feeders.append(Feeder(now - heard_at, association.is_storing, elsewhere_s))
         silent_s = now - wait.last_arrival
+        content = counts.of_series(self.database, revision.series_id)
+        modality = catalog.by_id(self.database, revision.series_id).modality
         return Situation(
             silent_s=silent_s,
             waited_s=now - wait.renewed,
             quiet_s=revision.quiet_s,
             feeders=tuple(feeders),
             aborted=aborted,
-            positions_mm=tuple(catalog.slice_positions_mm(self.database, revision.series_id)),
-            claims=claims(self.database, revision, known, is_quiet=silent_s >= revision.quiet_s),
-            in_progress=in_progress(known, catalog.by_id(self.database, revision.series_id).modality),
+            positions_mm=content.positions_mm,
+            claims=(
+                *claims(self.database, revision, known, is_quiet=silent_s >= revision.quiet_s),
+                *of_concatenations(content.concatenations),
+            ),
+            in_progress=in_progress(known, modality),
             is_told=any(one.kind is EvidenceKind.OPERATOR and one.name == f"r{revision.n}" for one in known),
+            numbers=content.numbers,
+            acquisitions=content.acquisitions if policy.count_images else (),
+            discontinued=discontinued(self.database, known, modality),
+            asked=asks.awaited(self.database, revision.id),
+            notes=notes(content),
         )

@@ -20,7 +20,7 @@ ALLOWED_FIELDS: Final = frozenset(
         "association", "study", "series", "sop_instance", "revision", "job", "attempt", "target", "status", "state",
         "verdict", "seconds", "count", "instances", "bytes", "path", "reason", "code", "key", "keys", "port", "host",
         "signal", "exit_code", "step", "door", "limit", "free_mb", "restart_in_s", "digest", "contexts", "refused",
-        "accepted", "duplicates", "exception", "what", "missing", "failures",
+        "accepted", "duplicates", "exception", "what", "missing", "failures", "again_in_s",
     }
 )  # fmt: skip
 _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}

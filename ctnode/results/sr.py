@@ -20,11 +20,12 @@ from ctnode.ops.durable import write_durable
 from ctnode.results.objects import Origin, derived_uid, describe, file_meta, patient_and_study, referenced
 from ctnode.results.seg import BINARY_STORAGE, LABELMAP_STORAGE
 from ctnode.words import LungStatus
+from ctnode.words.origin import CODING_SCHEME
 
 COMPREHENSIVE_3D: Final = "1.2.840.10008.5.1.4.1.1.88.34"
 SERIES_NUMBER: Final = 903
 # Numbers without a code of their own in the standard.
-OWN_SCHEME: Final = "99CTNODE"
+OWN_SCHEME: Final = CODING_SCHEME
 
 _ATTENUATION: Final = CodedConcept("112031", "DCM", "Attenuation Coefficient")
 _HU: Final = CodedConcept("[hnsf'U]", "UCUM", "Hounsfield unit")

@@ -46,6 +46,10 @@ _RESOURCES_MASK: Final = 0xFF00
 _RESOURCES: Final = 0xA700
 # PS3.7 C: processing failure and resource limitation say nothing about the object.
 _TRANSIENT: Final = frozenset({0x0110, 0x0213})
+# PS3.7 C.1: of the class Warning too.
+_WARNINGS: Final = frozenset({0x0001, 0x0107, 0x0116})
+# PS3.7 C.5.8: it has an object of this name, which is ours, for nobody else makes one.
+_DUPLICATE: Final = 0x0111
 
 
 class Outcome(StrEnum):
@@ -288,7 +292,8 @@ class _Batch:
         if status is None or answer.number(dimse.RESPONDED) != message_id:
             why = "the answer is of another request"
             return SendResult(ready.path, Outcome.RETRY, None, why, is_fault=True, may_have_arrived=True), None
-        return SendResult(ready.path, outcome_of(status), status, answer.text(dimse.COMMENT)), following
+        comment = answer.text(dimse.COMMENT) or ("it has it already" if status == _DUPLICATE else "")
+        return SendResult(ready.path, outcome_of(status), status, comment), following
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +334,7 @@ class _Ready:
 
 def outcome_of(status: int) -> Outcome:
     """Return what a C-STORE status or a failure reason means for the one who sent (PS3.4 B.2.3, PS3.7 C)."""
-    if status == _SUCCESS or status & _WARNING_MASK == _WARNING:
+    if status in {_SUCCESS, _DUPLICATE, *_WARNINGS} or status & _WARNING_MASK == _WARNING:
         return Outcome.SENT
     if status & _RESOURCES_MASK == _RESOURCES or status in _TRANSIENT:
         return Outcome.RETRY

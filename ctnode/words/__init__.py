@@ -1,5 +1,6 @@
 """The vocabulary of the node: states, transition tables, frozen records, DIMSE statuses, the error tree."""
 
+from ctnode.words.counts import Acquisition, Concatenation, Content
 from ctnode.words.errors import (
     BadInstance,
     ConfigError,
@@ -39,8 +40,11 @@ __all__ = [
     "JOB_TRANSITIONS",
     "REVISION_TRANSITIONS",
     "STUDY_TRANSITIONS",
+    "Acquisition",
     "BadInstance",
+    "Concatenation",
     "ConfigError",
+    "Content",
     "CtnodeError",
     "DeliveryEvent",
     "DeliveryState",

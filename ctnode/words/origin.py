@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 PRODUCT: Final = "ctnode"
+# Of codes that no standard has (PS3.16 8.2).
+CODING_SCHEME: Final = "99CTNODE"
 
 
 def is_product(value: str) -> bool:

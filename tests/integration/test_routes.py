@@ -13,8 +13,10 @@ from ctnode.archive import jobs, outbox, revisions
 from ctnode.archive.catalog import by_id
 from ctnode.archive.values import read_values
 from ctnode.cli import cli
-from ctnode.config import Config
+from ctnode.config import Config, Route, Routing
+from ctnode.config.when import Facts
 from ctnode.flow.dispatch import Dispatcher, decide_finished, originals_for, results_for
+from ctnode.flow.routes import Outcome, decide
 from ctnode.words import RevisionState
 from tests.archive_root import Root, element, stack
 
@@ -140,6 +142,80 @@ def test_a_study_route_waits_for_the_study_and_takes_all_of_it(root: Root) -> No
     assert owed(root) == [("pacs", "original", 4)]
 
 
+WANTED = {
+    "name": "pair", "level": "study", "run": "none", "send": ["originals"], "to": ["pacs"],
+    "required": ["Rows == 8 and instances >= 2", 'Modality == "PT"'],
+}  # fmt: skip
+
+
+def test_a_study_is_complete_for_a_route_once_the_series_it_requires_are(root: Root) -> None:
+    """A third series still comes: the route takes it when it is complete."""
+    root.hold(*stack(2, rows=8), *stack(1, series="1.2.3.2", modality="PT"), *stack(3, series="1.2.3.3"))
+    dispatcher = Dispatcher(root.database, root.layout)
+    routes = config(WANTED)
+    root.complete(1)
+    dispatcher.start_complete(routes)
+    assert state(root)[0] is RevisionState.COMPLETE
+    root.complete(2)
+    dispatcher.start_complete(routes)
+    assert [state(root, series)[0] for series in (1, 2)] == [RevisionState.KEPT] * 2
+    assert root.one("SELECT state FROM studies") == "OPEN"
+    assert owed(root) == [("pacs", "original", 3)]
+    root.complete(3)
+    dispatcher.start_complete(routes)
+    assert root.one("SELECT state FROM studies") == "COMPLETE"
+    assert owed(root) == [("pacs", "original", 6)]
+
+
+def test_a_series_that_other_routes_have_taken_goes_with_its_study_before_that_is_complete(root: Root) -> None:
+    root.hold(*stack(2, rows=8), *stack(1, series="1.2.3.2", modality="PT"), *stack(3, series="1.2.3.3"))
+    routes = config({"name": "ct", "when": "Rows == 8", "run": "none"}, WANTED)
+    dispatcher = Dispatcher(root.database, root.layout)
+    root.complete(1)
+    dispatcher.start_complete(routes)
+    assert (state(root)[0], owed(root)) == (RevisionState.KEPT, [])
+    root.complete(2)
+    dispatcher.start_complete(routes)
+    assert owed(root) == [("pacs", "original", 3)]
+
+
+def test_a_study_without_what_is_required_says_so_and_goes_once_that_has_come(root: Root) -> None:
+    root.hold(*stack(2, rows=8))
+    routes = config(WANTED)
+    dispatcher = Dispatcher(root.database, root.layout)
+    root.complete(1)
+    dispatcher.start_complete(routes)
+    kept, reason = state(root)
+    assert kept is RevisionState.KEPT
+    assert "pair does not fire: a required series is missing" in reason
+    root.hold(*stack(1, series="1.2.3.2", modality="PT"))
+    root.complete(2)
+    dispatcher.start_complete(routes)
+    assert owed(root) == [("pacs", "original", 3)]
+
+
+@pytest.mark.parametrize(
+    ("required", "series", "absent"),
+    [
+        (("Rows == 4", "Rows == 4"), ({"Rows": 4},), ("Rows == 4",)),
+        (("Rows == 4", "Rows == 4"), ({"Rows": 4}, {"Rows": 4}), ()),
+        (("Rows >= 4", "Rows == 4"), ({"Rows": 4}, {"Rows": 8}), ()),
+        (("Rows >= 4", "Rows == 4", "Rows == 8"), ({"Rows": 4}, {"Rows": 8}), ("Rows == 8",)),
+        (("Rows == 4",), (), ("Rows == 4",)),
+        (("Rows == 4",), ({},), ("Rows == 4",)),
+    ],
+)
+def test_each_required_condition_takes_a_series_of_its_own(
+    required: tuple[str, ...], series: tuple[dict[str, int], ...], absent: tuple[str, ...]
+) -> None:
+    route = Route(name="all", level="study", required=required)
+    facts = [Facts({word: (float(value),) for word, value in one.items()}) for one in series]
+    (step,) = decide([route], Routing(), facts, results_to_come=False, level="study").steps
+    assert step.outcome is (Outcome.ABSENT if absent else Outcome.FIRES)
+    if absent:
+        assert step.because == absent
+
+
 def test_own_results_are_never_routed(root: Root) -> None:
     root.hold(*stack(2, manufacturer="ctnode"))
     root.complete()
@@ -155,7 +231,7 @@ def test_values_are_read_in_their_character_set_and_type(tmp_path: Path, root: R
     text = element(0x08, 0x05, "CS", "ISO_IR 192")
     described = element(0x08, 0x103E, "LO", "Größe".encode())
     place = raw.index(element(0x08, 0x08, "CS", "ORIGINAL\\PRIMARY\\AXIAL"))
-    after = raw.index(element(0x10, 0x10, "PN", "NOBODY"))
+    after = raw.index(element(0x08, 0x1090, "LO", "SCANNER 64"))
     path.write_bytes(raw[:place] + text + raw[place:after] + described + raw[after:])
     wanted = {0x0008103E: "LO", 0x00280010: "US", 0x00200032: "DS", 0x00080008: "CS", 0x00180050: "DS"}
     assert read_values(path, wanted) == {
@@ -199,6 +275,9 @@ when = 'calling_ae == "SENDER" and has PatientName'
         ("run = 'none'\nwhen = 'lungs == \"OK\"'", ("makes no results",)),
         ("level = 'study'\nwhen = 'lungs == \"OK\"'", ("before there are results",)),
         ("[[routes]]\nname = 'b'", ("both the default",)),
+        ("required = ['Rows == 4']", ('needs level = "study"',)),
+        ("level = 'study'\nrequired = ['Rowz == 4']", ("at character 1", "Rows")),
+        ("level = 'study'\nrequired = ['lungs == \"OK\"']", ("before there are results",)),
     ],
 )
 def test_a_route_that_cannot_be_meant_is_found_when_the_configuration_is_read(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctnode.archive import revisions
+from ctnode.archive import asks, counts, evidence, revisions
+from ctnode.archive.database import Database
 from ctnode.archive.settle import Open
-from ctnode.config import Completion
+from ctnode.config import Completion, CompletionRule, Config
+from ctnode.flow.keeper import Keeper
+from ctnode.flow.studies import StudyRoom
 from ctnode.flow.waiting import Ripe, WaitingRoom
-from ctnode.words import RevisionState, Verdict
+from ctnode.words import Evidence, EvidenceKind, RevisionState, Verdict
 from tests.archive_root import Image, Root, opened, put, stack
 
 pytestmark = pytest.mark.integration
@@ -44,7 +48,12 @@ class Watch:
         self.root = Root(place, lambda _association, n: QUIET_S * 2 ** (n - 1))
         self.clocks = Clocks()
         self.settings = Completion(quiet_s=QUIET_S, max_wait_s=900.0, association_hold_s=60.0)
+        self.rules: tuple[CompletionRule, ...] = ()
         self.room = self.new_room()
+        self.studies = self.new_studies()
+
+    def new_studies(self) -> StudyRoom:
+        return StudyRoom(self.root.database, monotonic=self.clocks.monotonic, wall=self.clocks.wall)
 
     def new_room(self) -> WaitingRoom:
         return WaitingRoom(self.root.database, monotonic=self.clocks.monotonic, wall=self.clocks.wall)
@@ -53,6 +62,8 @@ class Watch:
         self.root.restart()
         self.room = self.new_room()
         self.room.restore()
+        self.studies = self.new_studies()
+        self.studies.restore()
 
     def turn(self) -> list[Ripe]:
         """Scan once and return what got its verdict, as the keeper does."""
@@ -60,13 +71,21 @@ class Watch:
         scan = self.root.settler.scan()
         touched = {placement.series_id for placement in scan.settled}
         self.room.touch(touched)
+        self.studies.touch(touched)
         if not scan.is_whole:
             return []
-        ripe = self.room.ripe(began, touched, scan.open_associations, self.settings)
+        ripe = self.room.ripe(began, touched, scan.open_associations, self.settings, self.rules)
         for one in ripe:
             with self.root.database.immediate():
-                revisions.complete(self.root.database, one.revision, one.decision.verdict, one.decision.evidence)
+                revisions.complete(
+                    self.root.database,
+                    one.revision,
+                    one.decision.verdict,
+                    one.decision.evidence,
+                    settles_study=False,
+                )
             self.room.leave(one.revision.id)
+        self.studies.settle(began, scan.open_associations, self.settings, self.room.silent_s)
         return ripe
 
     def go(self, seconds: float, *, step: float = 0.5) -> list[Ripe]:
@@ -180,6 +199,275 @@ def test_an_aborted_association_makes_it_suspect(watch: Watch) -> None:
     watch.turn()
     (ripe,) = watch.go(6.0)
     assert ripe.decision.verdict is Verdict.SUSPECT
+
+
+# ------------------------------------------------------------------------------------ holes, rules, answers
+
+
+def test_what_is_missing_by_the_headers_is_waited_for_and_no_longer_once_it_is_there(watch: Watch) -> None:
+    *rest, lost = (image for image in stack(6) if image.number != "4"), stack(6)[3]
+    watch.root.push(*rest)
+    watch.turn()
+    assert watch.go(600.0, step=10.0) == []
+    awaits = str(watch.root.one("SELECT awaits FROM revisions"))
+    assert awaits.startswith("what is missing may still come: 1 gap(s)")
+    assert "1 instance number(s) missing between 1 and 6: 4" in awaits
+    watch.root.push([lost])
+    watch.turn()
+    (ripe,) = watch.go(QUIET_S + 1)
+    assert (ripe.decision.verdict, ripe.decision.rule) == (Verdict.LIKELY, "quiet time")
+
+
+def test_what_never_comes_ends_with_the_longest_wait_across_a_restart(watch: Watch) -> None:
+    watch.root.push(image for image in stack(6) if image.number != "4")
+    watch.turn()
+    watch.go(400.0, step=10.0)
+    watch.restart()
+    assert watch.go(490.0, step=10.0) == []
+    (ripe,) = watch.go(20.0, step=1.0)
+    assert (ripe.decision.verdict, ripe.decision.rule) == (Verdict.SUSPECT, "longest wait")
+
+
+def test_a_series_beside_it_brings_the_rest_of_the_acquisition(watch: Watch) -> None:
+    stated = ((0x20, 0x12, "IS", "1"), (0x20, 0x1002, "IS", "6"))
+    watch.root.push(stack(3, more=stated))
+    watch.turn()
+    assert watch.go(60.0) == []
+    assert "3 of 6 images in acquisition 1" in str(watch.root.one("SELECT awaits FROM revisions"))
+    watch.root.push(stack(3, series="1.2.3.2", more=stated))
+    ripe = watch.go(2 * QUIET_S + 1)
+    assert {one.revision.series_id: one.decision.verdict for one in ripe} == {1: Verdict.LIKELY, 2: Verdict.LIKELY}
+    assert "3 of 6 images of acquisition 1, the others in other series" in ripe[0].decision.evidence
+
+
+def test_a_scanner_whose_counts_are_wrong_is_told_by_a_rule(watch: Watch) -> None:
+    watch.rules = (CompletionRule(name="counts-rows", count_images=False),)
+    watch.root.push(stack(3, more=((0x20, 0x12, "IS", "1"), (0x20, 0x1002, "IS", "64"))))
+    watch.turn()
+    (ripe,) = watch.go(QUIET_S + 1)
+    assert (ripe.decision.verdict, ripe.policy.rule) == (Verdict.LIKELY, "counts-rows")
+
+
+def test_all_parts_of_a_cut_image_prove_nothing_of_the_series(watch: Watch) -> None:
+    part = [
+        ((0x20, 0x9161, "UI", "1.2.8"), (0x20, 0x9162, "US", bytes([k, 0])), (0x20, 0x9163, "US", b"\2\0"))
+        for k in (1, 2)
+    ]
+    watch.root.push([Image("1.2.3.1.1", number="1", position=None, more=part[0])])
+    watch.turn()
+    assert watch.go(60.0) == []
+    watch.root.push([Image("1.2.3.1.2", number="2", position=None, more=part[1])])
+    watch.turn()
+    assert watch.go(QUIET_S - 0.5) == [], "another image of the series may still come"
+    (ripe,) = watch.go(1.0)
+    assert ripe.decision.verdict is Verdict.LIKELY
+    assert "1 concatenation(s) whole by their total" in ripe.decision.evidence
+    assert counts.of_series(watch.root.database, 1).concatenations[0].missing == 0
+
+
+def test_the_longest_wait_and_the_hold_are_those_of_the_rule(watch: Watch) -> None:
+    watch.rules = (
+        CompletionRule(name="pet", modality="PT", max_wait_s=1.0),
+        CompletionRule(name="ct", modality="CT", association_hold_s=20.0),
+    )
+    with watch.root.spool.open_association(opened()) as journal:
+        put(journal, Image("1.2.3.1.1"))
+        watch.turn()
+        assert watch.go(19.0) == []
+        assert watch.root.one("SELECT policy FROM revisions") == "ct"
+        (ripe,) = watch.go(2.0)
+    assert ripe.policy.rule == "ct"
+
+
+def test_a_rule_that_is_new_counts_at_once_for_what_waits(watch: Watch) -> None:
+    watch.root.push(image for image in stack(6) if image.number != "4")
+    watch.turn()
+    watch.go(60.0)
+    watch.rules = (CompletionRule(name="short", max_wait_s=30.0),)
+    assert watch.turn() == [], "nothing was due"
+    watch.room.look_again()
+    (ripe,) = watch.turn()
+    assert (ripe.decision.rule, ripe.policy.rule) == ("longest wait", "short")
+
+
+@pytest.fixture
+def asked(watch: Watch) -> asks.Ask:
+    """Return a question to a peer that is under way about a series that is quiet."""
+    watch.root.push(stack(4))
+    watch.turn()
+    with watch.root.database.immediate():
+        watch.root.database.execute("UPDATE associations SET peer = 'pacs'")
+        watch.root.database.execute("UPDATE revisions SET last_arrival = last_arrival - 100")
+    asks.plan(watch.root.database, {"pacs"})
+    assert watch.go(QUIET_S + 10) == [], "a question that is queued is waited for"
+    assert watch.root.one("SELECT awaits FROM revisions") == "pacs was asked and has not answered"
+    ask = asks.claim(watch.root.database, "pacs", "me")
+    assert ask is not None
+    assert watch.go(10.0) == [], "so is one that is being asked"
+    return ask
+
+
+def test_the_end_of_a_question_ends_its_wait(watch: Watch, asked: asks.Ask) -> None:
+    with watch.root.database.immediate():
+        asks.done(watch.root.database, asked, "all is here")
+    (ripe,) = watch.go(2.0)
+    assert ripe.decision.verdict is Verdict.LIKELY
+
+
+def test_a_peer_that_does_not_answer_is_not_waited_for(watch: Watch, asked: asks.Ask) -> None:
+    asks.failed(watch.root.database, asked, "no answer")
+    assert len(watch.go(2.0)) == 1
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_question_that_never_ends_is_waited_for_no_longer_than_all_else(watch: Watch) -> None:
+    assert watch.go(860.0, step=10.0) == []
+    (ripe,) = watch.go(40.0, step=1.0)
+    assert ripe.decision.rule == "longest wait"
+
+
+# ------------------------------------------------------------------------------------------------ studies
+
+
+def study(watch: Watch) -> object:
+    return watch.root.one("SELECT state FROM studies")
+
+
+def listed(watch: Watch, series: str, count: int) -> None:
+    """Say as a scanner does that a series has its first instances and no more."""
+    names = tuple(f"{series}.{k + 1}" for k in range(count))
+    with watch.root.database.immediate():
+        evidence.record(
+            watch.root.database,
+            Evidence(EvidenceKind.MPPS_COMPLETED, watch.clocks.wall(), "CT1", "1.2.3", series, series, count, names),
+        )
+
+
+def test_a_study_is_complete_with_the_last_of_its_series_that_was_quiet(watch: Watch) -> None:
+    watch.root.push(stack(3))
+    watch.turn()
+    watch.go(3.0)
+    watch.root.push(stack(3, series="1.2.3.2"))
+    watch.go(3.0)
+    assert (watch.root.one("SELECT state FROM revisions WHERE series_id = 1"), study(watch)) == ("COMPLETE", "OPEN")
+    assert watch.go(2.0) == []
+    assert study(watch) == "OPEN"
+    assert len(watch.go(1.0)) == 1
+    assert (study(watch), len(watch.studies), watch.studies.next_look_s()) == ("COMPLETE", 0, None)
+
+
+def test_a_proof_completes_its_series_at_once_and_the_study_after_its_quiet_time(watch: Watch) -> None:
+    """The next series of the study may not have begun."""
+    watch.root.push(stack(3))
+    listed(watch, "1.2.3.1", 3)
+    assert len(watch.go(1.0)) == 1
+    assert study(watch) == "OPEN"
+    watch.go(2.0)
+    watch.root.push(stack(3, series="1.2.3.2"))
+    listed(watch, "1.2.3.2", 3)
+    assert len(watch.go(1.0)) == 1
+    watch.go(QUIET_S - 1.5)
+    assert study(watch) == "OPEN"
+    watch.go(1.0)
+    assert study(watch) == "COMPLETE"
+
+
+@pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S])
+def test_neither_a_step_of_the_clock_nor_a_restart_completes_a_study_or_starves_it(watch: Watch, step_s: float) -> None:
+    watch.root.push(stack(3))
+    listed(watch, "1.2.3.1", 3)
+    watch.go(1.0)
+    watch.clocks.set_by += step_s
+    watch.go(3.0)
+    assert study(watch) == "OPEN"
+    watch.clocks.set_by -= step_s
+    watch.restart()
+    watch.go(0.4)
+    assert study(watch) == "OPEN"
+    watch.go(1.2)
+    assert study(watch) == "COMPLETE"
+
+
+def test_an_association_that_fed_a_study_holds_it_while_it_goes_on(watch: Watch) -> None:
+    with watch.root.spool.open_association(opened()) as journal:
+        for image in stack(3):
+            put(journal, image)
+        listed(watch, "1.2.3.1", 3)
+        watch.go(50.0)
+        assert study(watch) == "OPEN"
+        watch.go(15.0)
+        assert study(watch) == "COMPLETE", "it was silent for a minute"
+
+
+def test_a_step_in_progress_holds_its_study_up_to_the_longest_wait(watch: Watch) -> None:
+    with watch.root.database.immediate():
+        begun = Evidence(EvidenceKind.MPPS_IN_PROGRESS, watch.clocks.wall(), "CT1", "1.2.3", "", "1.9", modality="MR")
+        evidence.record(watch.root.database, begun)
+    watch.root.push(stack(3))
+    watch.turn()
+    assert len(watch.go(890.0, step=10.0)) == 1, "it is of another modality than the series"
+    assert study(watch) == "OPEN"
+    watch.go(20.0, step=1.0)
+    assert study(watch) == "COMPLETE"
+
+
+def test_a_late_instance_opens_the_study_again(watch: Watch) -> None:
+    watch.root.push(stack(3))
+    watch.turn()
+    watch.go(QUIET_S + 1)
+    assert study(watch) == "COMPLETE"
+    watch.root.push([Image("1.2.3.1.4", position=7.5)])
+    watch.turn()
+    assert study(watch) == "OPEN"
+    watch.go(2 * QUIET_S + 1)
+    assert study(watch) == "COMPLETE"
+
+
+# ------------------------------------------------------------------------------------------------ the keeper
+
+
+class Silent:
+    """A role that reports to nobody."""
+
+    def __init__(self) -> None:
+        self.reload_wanted = False
+        self.counters: dict[str, object] = {}
+
+    def wake(self) -> None:
+        """Nobody sleeps."""
+
+    def report(self, **_counters: object) -> None:
+        """Nobody reads it."""
+
+
+def test_what_happens_to_a_suspect_series_is_reloaded(tmp_path: Path) -> None:
+    root = Root(tmp_path / "node")
+    broken = [image for image in stack(6) if image.number != "4"]
+    configs = [
+        Config(completion=Completion(quiet_s=0.01, max_wait_s=0.01, suspect="process")),
+        Config(completion=Completion(quiet_s=0.01, max_wait_s=0.01, suspect="hold")),
+    ]
+    role = Silent()
+    keeper = Keeper(configs[0], root.layout, root.database, role, lambda: configs[1])  # type: ignore[arg-type]
+
+    def settle(series: str) -> tuple[object, ...]:
+        root.push(replace(image, sop=f"{series}.{image.number}", series=series) for image in broken)
+        keeper._turn()
+        time.sleep(0.05)
+        keeper._turn()
+        ((verdict, state, hold),) = root.rows(
+            "SELECT verdict, state, hold FROM revisions JOIN series ON series.id = series_id WHERE uid = ?", series
+        )
+        return verdict, state, hold
+
+    assert settle("1.2.3.1") == ("SUSPECT", "QUEUED", "")
+    role.reload_wanted = True
+    assert settle("1.2.3.2") == ("SUSPECT", "COMPLETE", "its verdict is SUSPECT")
+    with Database(root.layout.database) as operator:
+        revisions.release(operator, 2)
+    keeper._turn()
+    assert root.one("SELECT state FROM revisions WHERE series_id = 2") == "QUEUED"
+    root.close()
 
 
 # ------------------------------------------------------------------------------------------------ restarts

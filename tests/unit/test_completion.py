@@ -17,10 +17,11 @@ from ctnode.flow.completion import (
     Wait,
     decide,
     describe_gap,
+    describe_number_gaps,
     holds,
     quiet_seconds,
 )
-from ctnode.words import Verdict
+from ctnode.words import Acquisition, Verdict
 
 pytestmark = pytest.mark.unit
 
@@ -47,6 +48,12 @@ WHOLE = Claim("mpps completed from CT1 with 20 instances", 0, covers=True)
 SHORT = Claim("commitment request from CT1 with 22 instances", 2, covers=True)
 PARTIAL = Claim("mpps discontinued from CT1 with 5 instances", 0, covers=False)
 EARLY = Claim("query result from PACS with 20 instances", 0, covers=True, is_early=True)
+IN_ORDER = tuple(range(1, 21))
+HOLED = tuple(k for k in range(1, 101) if k != 57)
+SHORT_SCAN = Acquisition(3, 24, 20, 20)
+SHARED_SCAN = Acquisition(3, 40, 20, 40)
+PART_MISSING = Claim("a concatenation of 4 parts", 1, covers=False)
+PARTS_THERE = Claim("a concatenation of 4 parts", 0, covers=False)
 GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
 
 
@@ -56,7 +63,31 @@ GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
         ("quiet and evenly spaced", {}, Verdict.LIKELY),
         ("quiet, one slice", {"positions_mm": (0.0,)}, Verdict.LIKELY),
         ("quiet, no positions at all", {"positions_mm": ()}, Verdict.LIKELY),
-        ("quiet, but a slice is missing", {"positions_mm": GAPPED}, Verdict.SUSPECT),
+        ("quiet, but a slice is missing", {"positions_mm": GAPPED}, None),
+        (
+            "the slices are uneven, and no number is missing",
+            {"positions_mm": GAPPED, "numbers": IN_ORDER},
+            Verdict.SUSPECT,
+        ),
+        ("a slice is missing, and so is its number", {"positions_mm": GAPPED, "numbers": HOLED}, None),
+        ("quiet, but a number is missing", {"numbers": HOLED}, None),
+        ("a number is missing for the longest wait", {"numbers": HOLED, "waited_s": 900.0}, Verdict.SUSPECT),
+        ("quiet, numbers begin with 5", {"numbers": tuple(range(5, 25))}, Verdict.LIKELY),
+        ("quiet, two blocks of numbers", {"numbers": (*range(1, 11), *range(101, 111))}, Verdict.LIKELY),
+        ("quiet, numbers without any order", {"numbers": (1, 7, 11, 40, 42, 90)}, Verdict.LIKELY),
+        ("quiet, less images than the acquisition has", {"acquisitions": (SHORT_SCAN,)}, None),
+        ("less for the longest wait", {"acquisitions": (SHORT_SCAN,), "waited_s": 900.0}, Verdict.SUSPECT),
+        ("less, but a list is whole", {"acquisitions": (SHORT_SCAN,), "claims": (WHOLE,)}, Verdict.COMPLETE),
+        ("less, but the acquisition goes over two series", {"acquisitions": (SHARED_SCAN,)}, Verdict.LIKELY),
+        ("as many as the acquisition has, just arrived", {"silent_s": 0.0, "acquisitions": (SHARED_SCAN,)}, None),
+        ("a part of a cut image is missing", {"claims": (PART_MISSING,)}, None),
+        ("a part of a cut image is missing, a list is whole", {"claims": (PART_MISSING, WHOLE)}, None),
+        ("all parts of a cut image are there, just arrived", {"silent_s": 0.0, "claims": (PARTS_THERE,)}, None),
+        ("all parts of a cut image are there", {"claims": (PARTS_THERE,)}, Verdict.LIKELY),
+        ("quiet, the peer has not answered yet", {"asked": "PACS"}, None),
+        ("the peer has not answered for the longest wait", {"asked": "PACS", "waited_s": 900.0}, Verdict.LIKELY),
+        ("the peer has not answered, but a list is whole", {"asked": "PACS", "claims": (WHOLE,)}, Verdict.COMPLETE),
+        ("quiet, its step was broken off", {"discontinued": "the step of CT1 was broken off"}, Verdict.SUSPECT),
         ("quiet, but a sender broke off", {"aborted": 1}, Verdict.SUSPECT),
         ("a little less than quiet", {"silent_s": 9.99}, None),
         ("just arrived", {"silent_s": 0.0}, None),
@@ -104,7 +135,7 @@ def test_verdicts(words: str, changes: dict[str, object], verdict: Verdict | Non
 
 
 def test_a_verdict_says_why() -> None:
-    decision = decided(positions_mm=GAPPED, aborted=2)
+    decision = decided(positions_mm=GAPPED, numbers=IN_ORDER, aborted=2)
     assert isinstance(decision, Decision)
     assert decision.evidence == (
         "quiet for 10 s, no open association feeds it",
@@ -187,6 +218,38 @@ def test_any_missing_inner_slice_is_a_gap(count: int, missing: int, step_mm: flo
     assert describe_gap(positions) == ""
     steps = [after - before for before, after in pairwise(without)]
     assert (describe_gap(without) != "") is (len(steps) > 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers", "described"),
+    [
+        ("one of a hundred", HOLED, "1 instance number(s) missing between 1 and 100: 57"),
+        ("in any order, some twice", (5, 2, 1, 1, 3), "1 instance number(s) missing between 1 and 5: 4"),
+        ("several in a row", (1, 2, 3, 6, 7, 8), "2 instance number(s) missing between 1 and 8: 4-5"),
+        ("every other number", (1, 3, 5, 7), ""),
+        (
+            "every other number, one of them missing",
+            (1, 3, 5, 9, 11),
+            "1 instance number(s) missing between 1 and 11: 7",
+        ),
+        ("from the back", (9, 8, 6, 5), "1 instance number(s) missing between 5 and 9: 7"),
+        ("all of them", IN_ORDER, ""),
+        ("two", (1, 9), ""),
+        ("none", (), ""),
+        ("beyond what could be counted", (1, 2, 3, 2_000_000_000), ""),
+    ],
+)
+def test_gaps_in_the_numbers(words: str, numbers: tuple[int, ...], described: str) -> None:
+    assert describe_number_gaps(numbers) == described, words
+
+
+@given(st.integers(3, 200), st.data(), st.integers(-1000, 1000), st.integers(1, 7))
+def test_any_number_missing_in_between_is_named(count: int, data: st.DataObject, first: int, step: int) -> None:
+    numbers = [first + k * step for k in range(count + 2)]
+    assert describe_number_gaps(numbers) == ""
+    lost = data.draw(st.integers(1, count))
+    named = describe_number_gaps(numbers[:lost] + numbers[lost + 1 :])
+    assert named.endswith(f": {numbers[lost]}")
 
 
 # -------------------------------------------------------------------------------------------- quiet time

@@ -138,6 +138,26 @@ def test_names_are_unique(tmp_path: Path) -> None:
     assert "stands twice" in fault(tmp_path, one + one)
 
 
+RULE = '[[completion_rules]]\nname = "{}"\n{}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (RULE.format("a", 'peer = "ct9"'), ("completion_rules.peer", "ct9", "not in [[peers]]")),
+        (RULE.format("a", "") + RULE.format("b", 'modality = "CT"'), ("b is never reached", "a before it")),
+        (RULE.format("a", 'modality = "CT"') + RULE.format("a", 'modality = "PT"'), ("a stands twice",)),
+        (RULE.format("a", 'suspect = "discard"'), ("completion_rules.0.suspect", "process or hold")),
+        (RULE.format("a", 'modality = "ct"'), ("completion_rules.0.modality",)),
+        (RULE.format("a", "quiet_s = 0"), ("completion_rules.0.quiet_s",)),
+        (RULE.format("a", "quiet = 3"), ("no such key", "quiet_s")),
+    ],
+)
+def test_a_rule_of_completion_that_makes_no_sense(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    said = fault(tmp_path, text)
+    assert [word for word in words if word not in said] == []
+
+
 # -------------------------------------------------------------------------------------------- environment
 
 
@@ -288,6 +308,8 @@ def changed(**sections: dict[str, object]) -> Config:
 def test_a_difference_says_what_can_be_reloaded() -> None:
     new = changed(node={"port": 1, "drain_s": 1.0}, completion={"quiet_s": 3.0})
     found = {change.key: change.reloadable for change in diff(Config(), new)}
+    rules = changed(completion={"suspect": "hold"}, completion_rules=[{"name": "a", "suspect": "hold"}])
+    assert reloaded(Config(), rules) == rules
     assert found == {"node.port": False, "node.drain_s": True, "completion.quiet_s": True}
 
 

@@ -1,0 +1,123 @@
+"""When a study is complete: none of its series waits, and it was quiet itself, so that a next series may begin.
+
+A proof completes a series within a second, at which the next one of its study may not have begun; so the study has a
+quiet time of its own. It runs on the monotonic clock as the waits of the series do.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ctnode.archive import evidence, revisions
+from ctnode.archive.database import Database
+from ctnode.archive.settle import Open
+from ctnode.config import Completion
+from ctnode.flow.waiting import Clock
+
+LOOK_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class _Wait:
+    last_arrival: float
+    quiet_s: float
+    look_at: float
+
+
+class StudyRoom:
+    """The studies that something came for and that are not complete yet."""
+
+    def __init__(self, database: Database, *, monotonic: Clock = time.monotonic, wall: Clock = time.time) -> None:
+        self.database = database
+        self.monotonic = monotonic
+        self.wall = wall
+        self._waits: dict[int, _Wait] = {}
+
+    def restore(self) -> None:
+        """Take over the open studies of the index that are not known yet; no wait is longer than the quiet time."""
+        now, wall = self.monotonic(), self.wall()
+        for study_id, last_at, quiet_s in self.database.execute(
+            "SELECT studies.id, studies.last_at, max(revisions.quiet_s) FROM studies"
+            " JOIN series ON series.study_id = studies.id JOIN revisions ON revisions.series_id = series.id"
+            " WHERE studies.state = 'OPEN' GROUP BY studies.id"
+        ).fetchall():
+            if study_id not in self._waits:
+                silent_s = min(max(wall - last_at, 0.0), quiet_s)
+                self._waits[study_id] = _Wait(now - silent_s, quiet_s, now - silent_s + quiet_s)
+
+    def touch(self, series_ids: Collection[int]) -> None:
+        """Restart the wait of the studies of series that something arrived for."""
+        if not series_ids:
+            return
+        now = self.monotonic()
+        for study_id, quiet_s in self.database.execute(
+            "SELECT series.study_id, max(revisions.quiet_s) FROM series"
+            " JOIN revisions ON revisions.series_id = series.id AND revisions.state = 'RECEIVING'"
+            " WHERE series.id IN (SELECT value FROM json_each(?)) GROUP BY series.study_id",
+            (json.dumps(sorted(series_ids)),),
+        ).fetchall():
+            self._waits[study_id] = _Wait(now, quiet_s, now + quiet_s)
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    def next_look_s(self) -> float | None:
+        """Return the seconds until a study has to be looked at; None when none waits."""
+        if not self._waits:
+            return None
+        return max(0.0, min(wait.look_at for wait in self._waits.values()) - self.monotonic())
+
+    def settle(
+        self, scan_began: float, opened: Iterable[Open], settings: Completion, silent_s: Callable[[int], float]
+    ) -> tuple[int, ...]:
+        """Complete what is quiet after a whole scan that began after its deadline, and return those studies.
+
+        Parameters
+        ----------
+        scan_began
+            Monotonic time at which the scan of the journal began.
+        opened
+            Associations that are still open.
+        settings
+            The configuration of completion.
+        silent_s
+            How long an open association has been silent.
+        """
+        due = [study_id for study_id, wait in self._waits.items() if wait.look_at <= scan_began]
+        if not due:
+            return ()
+        feeding = [
+            association.association_id
+            for association in opened
+            if association.is_storing or silent_s(association.association_id) < settings.association_hold_s
+        ]
+        settled = []
+        for study_id in due:
+            wait = self._waits[study_id]
+            now = self.monotonic()
+            if now - wait.last_arrival < settings.max_wait_s and self._is_held(study_id, feeding):
+                wait.look_at = now + LOOK_S
+                continue
+            with self.database.immediate():
+                if revisions.is_study_receiving(self.database, study_id):
+                    wait.look_at = now + LOOK_S
+                    continue
+                revisions.settle_study(self.database, study_id)
+            del self._waits[study_id]
+            settled.append(study_id)
+        return tuple(settled)
+
+    def _is_held(self, study_id: int, feeding: Collection[int]) -> bool:
+        """Return whether an association that fed the study goes on, or a procedure step of it has not ended."""
+        if evidence.is_in_progress(self.database, study_id):
+            return True
+        row = self.database.execute(
+            "SELECT 1 FROM association_series AS fed JOIN series ON series.id = fed.series_id"
+            " WHERE fed.association_id IN (SELECT value FROM json_each(?)) AND series.study_id = ? LIMIT 1",
+            (json.dumps(list(feeding)), study_id),
+        ).fetchone()
+        return row is not None
