@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctnode.archive import associations, evidence, revisions
+from ctnode.archive import associations, evidence, keys, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.header import Header, Uids
 from ctnode.archive.index import Arrival, Index
@@ -164,6 +164,12 @@ def measure() -> None:
                 paired(lambda node, number=number: node.insert_ms(SERIES + 10 + number), large, empty, number)
                 for number in range(ROUNDS)
             ])  # fmt: skip
+            for what, number in (("an instance that is held", 0), ("one that is not", SLICES)):
+                names = [uid(series, number) for series in range(1, SERIES, 50)]
+                began = time.perf_counter()
+                held = sum(keys.is_held(large.database, name) for name in names)
+                took = 1e3 * (time.perf_counter() - began) / len(names)
+                print(f"  finding {what} by its UID: {took:.3f} ms, {held} of {len(names)}", flush=True)
             sweepers = Sweeper(large), Sweeper(empty)
             report(f"a sweep while {WAITING} series of {SLICES} wait, under 10 ms", [
                 paired(lambda sweeper: sweeper.look_ms(), *sweepers, number) for number in range(ROUNDS)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ctnode.archive.schema import MIGRATIONS
 from ctnode.archive import schema_headers as schema_headers
 from ctnode.archive import schema_retention as schema_retention
+from ctnode.archive import schema_keys as schema_keys
 from ctnode.archive import schema_alerts as schema_alerts
 from ctnode.archive import schema_metrics as schema_metrics
 

@@ -271,7 +271,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 # --------------------------------------------------------------------------------------------- the plans
 
-ALIASES = {"r", "o", "a", "fed"}
+ALIASES = {"r", "o", "a", "fed", "i", "keyed"}
 LARGE = {"instances", "revisions", "jobs", "deliveries", "timeline", "associations", "association_series"} | ALIASES
 PARTIAL = {"jobs_open", "deliveries_open", "revisions_waiting"}
 
