@@ -112,7 +112,7 @@ class Keeper:
 
     def _pause_s(self) -> float:
         looks_s = [look_s for room in (self.waiting, self.studies) if (look_s := room.next_look_s()) is not None]
-        return min(IDLE_SCAN_S, *(look_s + 0.001 for look_s in looks_s), IDLE_SCAN_S)
+        return min([IDLE_SCAN_S, *(look_s + 0.001 for look_s in looks_s)])
 
     def _answer_bell(self, bell: socket.socket) -> None:
         # Emptied before the pause: who rings during it may have come too late for the look that follows.
@@ -165,7 +165,8 @@ class Keeper:
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 policy = (self.config.completion, self.config.completion_rules)
-                for ripe in self.waiting.ripe(began, touched, scan.open_associations, *policy):
+                asked = {peer.name for peer in self.config.peers if peer.active_check}
+                for ripe in self.waiting.ripe(began, touched, scan.open_associations, *policy, asked):
                     self._complete(ripe)
                 if self.studies.settle(began, scan.open_associations, self.config.completion, self.waiting.silent_s):
                     self.dispatcher.start_complete(self.config)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -49,6 +51,7 @@ class Watch:
         self.clocks = Clocks()
         self.settings = Completion(quiet_s=QUIET_S, max_wait_s=900.0, association_hold_s=60.0)
         self.rules: tuple[CompletionRule, ...] = ()
+        self.peers: set[str] = set()
         self.room = self.new_room()
         self.studies = self.new_studies()
 
@@ -74,7 +77,7 @@ class Watch:
         self.studies.touch(touched)
         if not scan.is_whole:
             return []
-        ripe = self.room.ripe(began, touched, scan.open_associations, self.settings, self.rules)
+        ripe = self.room.ripe(began, touched, scan.open_associations, self.settings, self.rules, self.peers)
         for one in ripe:
             with self.root.database.immediate():
                 revisions.complete(
@@ -299,7 +302,7 @@ def asked(watch: Watch) -> asks.Ask:
         watch.root.database.execute("UPDATE revisions SET last_arrival = last_arrival - 100")
     asks.plan(watch.root.database, {"pacs"})
     assert watch.go(QUIET_S + 10) == [], "a question that is queued is waited for"
-    assert watch.root.one("SELECT awaits FROM revisions") == "pacs was asked and has not answered"
+    assert watch.root.one("SELECT awaits FROM revisions") == "the answer of pacs to what it holds is awaited"
     ask = asks.claim(watch.root.database, "pacs", "me")
     assert ask is not None
     assert watch.go(10.0) == [], "so is one that is being asked"
@@ -323,6 +326,57 @@ def test_a_question_that_never_ends_is_waited_for_no_longer_than_all_else(watch:
     assert watch.go(860.0, step=10.0) == []
     (ripe,) = watch.go(40.0, step=1.0)
     assert ripe.decision.rule == "longest wait"
+
+
+@pytest.fixture
+def answering(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Return what plans and answers a question to the peer that sent the series; false where none is due."""
+    monkeypatch.setattr(asks, "time", SimpleNamespace(time=watch.clocks.wall))
+    watch.peers = {"pacs"}
+    watch.root.push(stack(4))
+    watch.turn()
+    with watch.root.database.immediate():
+        watch.root.database.execute("UPDATE associations SET peer = 'pacs'")
+    names = tuple(image.sop for image in stack(4))
+
+    def answer() -> bool:
+        asks.plan(watch.root.database, {"pacs"})
+        ask = asks.claim(watch.root.database, "pacs", "me")
+        if ask is None:
+            return False
+        with watch.root.database.immediate():
+            found = Evidence(EvidenceKind.QUERY_RESULT, watch.clocks.wall(), "pacs", ask.study, ask.series, count=4)
+            evidence.record(watch.root.database, replace(found, instances=names))
+            asks.done(watch.root.database, ask, "all is here")
+        return True
+
+    return answer
+
+
+def test_an_answer_from_before_the_quiet_time_is_asked_for_again_and_then_proves(
+    watch: Watch, answering: Callable[[], bool]
+) -> None:
+    assert not answering()
+    watch.go(3.0)
+    assert answering()
+    assert not answering(), "once, until it is quiet"
+    assert watch.go(3.0) == []
+    assert answering()
+    (ripe,) = watch.turn()
+    assert (ripe.decision.verdict, ripe.decision.rule) == (Verdict.COMPLETE, "a list of the sender is held whole")
+
+
+@pytest.mark.usefixtures("answering")
+def test_a_question_that_nobody_plans_is_not_waited_for(watch: Watch) -> None:
+    assert watch.go(QUIET_S + 4.0) == []
+    (ripe,) = watch.go(2.0)
+    assert ripe.decision.verdict is Verdict.LIKELY
+
+
+def test_a_peer_that_is_not_asked_is_not_waited_for(watch: Watch, answering: Callable[[], bool]) -> None:
+    watch.peers = {"other"}
+    assert len(watch.go(QUIET_S + 1.0)) == 1
+    assert not answering()
 
 
 # ------------------------------------------------------------------------------------------------ studies
