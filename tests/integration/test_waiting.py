@@ -9,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctnode.archive import asks, counts, evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.settle import Open
+from ctnode.cli import cli
 from ctnode.config import Completion, CompletionRule, Config
 from ctnode.flow.keeper import Keeper
 from ctnode.flow.studies import StudyRoom
@@ -520,6 +522,28 @@ def test_what_happens_to_a_suspect_series_is_reloaded(tmp_path: Path) -> None:
         revisions.release(operator, 2)
     keeper._turn()
     assert root.one("SELECT state FROM revisions WHERE series_id = 2") == "QUEUED"
+    root.close()
+
+
+def test_the_keeper_waits_by_the_rule_for_sender_and_modality_and_notes_it(tmp_path: Path) -> None:
+    root = Root(tmp_path / "node")
+    rules = (
+        CompletionRule(name="elsewhere", called_ae="OTHER", quiet_s=0.01),
+        CompletionRule(name="quick-ct", called_ae="CTNODE", modality="CT", quiet_s=0.01),
+    )
+    config = Config(completion=Completion(quiet_s=500.0), completion_rules=rules)
+    keeper = Keeper(config, root.layout, root.database, Silent(), lambda: config)  # type: ignore[arg-type]
+    root.push(stack(3))
+    root.push(stack(3, series="1.2.3.2", modality="MR"))
+    keeper._turn()
+    time.sleep(0.05)
+    keeper._turn()
+    assert root.rows("SELECT state, quiet_s, policy FROM revisions ORDER BY series_id") == [
+        ("QUEUED", 0.01, "quick-ct"),
+        ("RECEIVING", 500.0, ""),
+    ]
+    told = CliRunner().invoke(cli, ["series", "why", "1.2.3.1"], env={"CTNODE_STORAGE__ROOT": str(root.layout.root)})
+    assert "by the policy of [[completion_rules]] quick-ct" in told.output
     root.close()
 
 
