@@ -11,6 +11,7 @@ from typing import Final
 from ctnode.archive import timeline
 from ctnode.archive.database import Database
 from ctnode.archive.jobs import ASK, LEASE_S, retry_after_s
+from ctnode.archive.revisions import Revision
 from ctnode.words import JOB_TRANSITIONS, JobEvent, JobState, next_state
 
 MAX_FAILURES: Final = 3
@@ -38,14 +39,15 @@ class Ask:
 def plan(database: Database, peers: Collection[str]) -> None:
     """Queue the question for each revision that has been quiet for half its time and was fed by one of the peers.
 
-    A revision that got more since it was asked about is asked about again.
+    A revision that got more since it was asked about is asked about again, and so is one that is quiet now and was
+    not: only then does the answer prove something, for the peer may be receiving itself.
     """
     now = time.time()
     if not peers:
         return
     # The first condition is that of the partial index.
     rows = database.execute(
-        "SELECT revisions.id, revisions.last_arrival, jobs.id, jobs.state, jobs.started_at,"
+        "SELECT revisions.id, revisions.last_arrival, revisions.quiet_s, jobs.id, jobs.state, jobs.started_at,"
         " (SELECT associations.peer FROM association_series AS fed JOIN associations"
         "  ON associations.id = fed.association_id WHERE fed.series_id = revisions.series_id"
         "  AND associations.peer IN (SELECT value FROM json_each(?)) ORDER BY fed.last_arrival DESC LIMIT 1)"
@@ -56,8 +58,8 @@ def plan(database: Database, peers: Collection[str]) -> None:
     ).fetchall()
     due = [
         (revision_id, job_id, state, peer)
-        for revision_id, last_arrival, job_id, state, started_at, peer in rows
-        if peer is not None and (job_id is None or (state in {"DONE", "DEAD"} and (started_at or 0.0) < last_arrival))
+        for revision_id, last_arrival, quiet_s, job_id, state, started_at, peer in rows
+        if peer is not None and (job_id is None or _is_outdated(state, started_at or 0.0, last_arrival, quiet_s, now))
     ]
     if not due:
         return
@@ -77,16 +79,35 @@ def plan(database: Database, peers: Collection[str]) -> None:
                 )
 
 
-def awaited(database: Database, revision_id: int) -> str:
+def _is_outdated(state: str, started_at: float, last_arrival: float, quiet_s: float, now: float) -> bool:
+    if state not in {JobState.DONE, JobState.DEAD}:
+        return False
+    quiet_at = last_arrival + quiet_s
+    return started_at < last_arrival or (state == JobState.DONE and started_at < quiet_at <= now)
+
+
+def awaited(database: Database, revision: Revision, sender: str, *, is_fresh: bool) -> str:
     """Return the peer whose answer about a revision is outstanding, or an empty text.
 
     One that did not answer is asked again later; nothing waits for that.
+
+    Parameters
+    ----------
+    database, revision
+        What is asked about.
+    sender
+        The peer that sent it last, if it is one that is asked; else empty.
+    is_fresh
+        Whether the quiet time has only just passed, so that the question to it may not be planned yet.
     """
     row = database.execute(
-        "SELECT peer FROM jobs WHERE revision_id = ? AND kind = 'ask' AND state IN ('QUEUED', 'RUNNING')",
-        (revision_id,),
+        "SELECT peer, state, coalesce(started_at, 0) FROM jobs WHERE revision_id = ? AND kind = 'ask'", (revision.id,)
     ).fetchone()
-    return str(row[0]) if row is not None else ""
+    if row is not None and row[1] in {JobState.QUEUED, JobState.RUNNING}:
+        return str(row[0])
+    # An answer from before the quiet time proves nothing and is asked for again.
+    is_early = row is not None and row[1] == JobState.DONE and row[2] < revision.last_arrival + revision.quiet_s
+    return sender if is_fresh and (row is None or is_early) else ""
 
 
 def peers_due(database: Database) -> tuple[str, ...]:

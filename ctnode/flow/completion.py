@@ -160,7 +160,7 @@ def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float
         return Wait(left_s, f"{situation.in_progress} has not ended")
     if situation.asked:
         # The end of a question that got no answer rings no bell.
-        return Wait(min(HELD_LOOK_S, left_s), f"{situation.asked} was asked and has not answered")
+        return Wait(min(HELD_LOOK_S, left_s), f"the answer of {situation.asked} to what it holds is awaited")
     if holes := describe_holes(situation):
         # A series beside it may bring what an acquisition still lacks.
         until_s = max(situation.quiet_s, HELD_LOOK_S) if situation.acquisitions else left_s

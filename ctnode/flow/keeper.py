@@ -174,7 +174,8 @@ class Keeper:
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 policy = (self.config.completion, self.config.completion_rules)
-                for ripe in self.waiting.ripe(began, touched, scan.open_associations, *policy):
+                asked = {peer.name for peer in self.config.peers if peer.active_check}
+                for ripe in self.waiting.ripe(began, touched, scan.open_associations, *policy, asked):
                     self._complete(ripe)
                 if self.studies.settle(began, scan.open_associations, self.config.completion, self.waiting.silent_s):
                     self.dispatcher.start_complete(self.config)

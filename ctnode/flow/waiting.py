@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ctnode.archive import asks, catalog, counts, evidence, revisions
 from ctnode.archive.database import Database
@@ -20,6 +21,9 @@ from ctnode.flow.claims import claims, discontinued, in_progress, notes, of_conc
 from ctnode.flow.completion import AT_ONCE, Decision, Feeder, Situation, Wait, decide
 from ctnode.flow.policy import Policy, policy_of, sender_of
 from ctnode.words import EvidenceKind
+
+# So long a question may take from the end of the quiet time to its row.
+PLAN_S: Final = 5.0
 
 Clock = Callable[[], float]
 
@@ -143,6 +147,7 @@ class WaitingRoom:
         opened: Iterable[Open],
         settings: Completion,
         rules: Sequence[CompletionRule] = (),
+        asked: Collection[str] = (),
     ) -> list[Ripe]:
         """Return the revisions that are complete after a whole scan that began after their deadline.
 
@@ -156,6 +161,8 @@ class WaitingRoom:
             Associations that are still open.
         settings, rules
             The configuration of completion.
+        asked
+            Names of the peers that are asked what they hold.
         """
         ripe = []
         own = [rule.max_wait_s for rule in rules if rule.max_wait_s is not None]
@@ -170,10 +177,12 @@ class WaitingRoom:
             if not is_due and not is_told and wait.series_id not in fresh:
                 continue
             revision = get(self.database, revision_id)
-            policy = policy_of(settings, rules, sender_of(self.database, revision.series_id))
+            sender = sender_of(self.database, revision.series_id)
+            policy = policy_of(settings, rules, sender)
             wait.longest_s = policy.max_wait_s
+            answerer = sender.peer if sender.peer in asked else ""
             decision = decide(
-                self._situation(revision, wait, by_id, policy),
+                self._situation(revision, wait, by_id, policy, answerer),
                 max_wait_s=policy.max_wait_s,
                 association_hold_s=policy.association_hold_s,
             )
@@ -228,7 +237,9 @@ class WaitingRoom:
         }
         self.restore()
 
-    def _situation(self, revision: Revision, wait: _Wait, opened: dict[int, Open], policy: Policy) -> Situation:
+    def _situation(
+        self, revision: Revision, wait: _Wait, opened: dict[int, Open], policy: Policy, answerer: str
+    ) -> Situation:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
         feeders, aborted = [], 0
@@ -262,6 +273,11 @@ class WaitingRoom:
             numbers=content.numbers,
             acquisitions=content.acquisitions if policy.count_images else (),
             discontinued=discontinued(self.database, known, modality),
-            asked=asks.awaited(self.database, revision.id),
+            asked=asks.awaited(
+                self.database,
+                revision,
+                answerer,
+                is_fresh=now - wait.last_arrival < revision.quiet_s + PLAN_S,
+            ),
             notes=notes(content),
         )

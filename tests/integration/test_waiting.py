@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctnode.archive import asks, counts, evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.settle import Open
+from ctnode.cli import cli
 from ctnode.config import Completion, CompletionRule, Config
 from ctnode.flow.keeper import Keeper
 from ctnode.flow.studies import StudyRoom
@@ -49,6 +53,7 @@ class Watch:
         self.clocks = Clocks()
         self.settings = Completion(quiet_s=QUIET_S, max_wait_s=900.0, association_hold_s=60.0)
         self.rules: tuple[CompletionRule, ...] = ()
+        self.peers: set[str] = set()
         self.room = self.new_room()
         self.studies = self.new_studies()
 
@@ -74,7 +79,7 @@ class Watch:
         self.studies.touch(touched)
         if not scan.is_whole:
             return []
-        ripe = self.room.ripe(began, touched, scan.open_associations, self.settings, self.rules)
+        ripe = self.room.ripe(began, touched, scan.open_associations, self.settings, self.rules, self.peers)
         for one in ripe:
             with self.root.database.immediate():
                 revisions.complete(
@@ -300,7 +305,7 @@ def asked(watch: Watch) -> asks.Ask:
         watch.root.database.execute("UPDATE revisions SET last_arrival = last_arrival - 100")
     asks.plan(watch.root.database, {"pacs"})
     assert watch.go(QUIET_S + 10) == [], "a question that is queued is waited for"
-    assert watch.root.one("SELECT awaits FROM revisions") == "pacs was asked and has not answered"
+    assert watch.root.one("SELECT awaits FROM revisions") == "the answer of pacs to what it holds is awaited"
     ask = asks.claim(watch.root.database, "pacs", "me")
     assert ask is not None
     assert watch.go(10.0) == [], "so is one that is being asked"
@@ -324,6 +329,57 @@ def test_a_question_that_never_ends_is_waited_for_no_longer_than_all_else(watch:
     assert watch.go(860.0, step=10.0) == []
     (ripe,) = watch.go(40.0, step=1.0)
     assert ripe.decision.rule == "longest wait"
+
+
+@pytest.fixture
+def answering(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Return what plans and answers a question to the peer that sent the series; false where none is due."""
+    monkeypatch.setattr(asks, "time", SimpleNamespace(time=watch.clocks.wall))
+    watch.peers = {"pacs"}
+    watch.root.push(stack(4))
+    watch.turn()
+    with watch.root.database.immediate():
+        watch.root.database.execute("UPDATE associations SET peer = 'pacs'")
+    names = tuple(image.sop for image in stack(4))
+
+    def answer() -> bool:
+        asks.plan(watch.root.database, {"pacs"})
+        ask = asks.claim(watch.root.database, "pacs", "me")
+        if ask is None:
+            return False
+        with watch.root.database.immediate():
+            found = Evidence(EvidenceKind.QUERY_RESULT, watch.clocks.wall(), "pacs", ask.study, ask.series, count=4)
+            evidence.record(watch.root.database, replace(found, instances=names))
+            asks.done(watch.root.database, ask, "all is here")
+        return True
+
+    return answer
+
+
+def test_an_answer_from_before_the_quiet_time_is_asked_for_again_and_then_proves(
+    watch: Watch, answering: Callable[[], bool]
+) -> None:
+    assert not answering()
+    watch.go(3.0)
+    assert answering()
+    assert not answering(), "once, until it is quiet"
+    assert watch.go(3.0) == []
+    assert answering()
+    (ripe,) = watch.turn()
+    assert (ripe.decision.verdict, ripe.decision.rule) == (Verdict.COMPLETE, "a list of the sender is held whole")
+
+
+@pytest.mark.usefixtures("answering")
+def test_a_question_that_nobody_plans_is_not_waited_for(watch: Watch) -> None:
+    assert watch.go(QUIET_S + 4.0) == []
+    (ripe,) = watch.go(2.0)
+    assert ripe.decision.verdict is Verdict.LIKELY
+
+
+def test_a_peer_that_is_not_asked_is_not_waited_for(watch: Watch, answering: Callable[[], bool]) -> None:
+    watch.peers = {"other"}
+    assert len(watch.go(QUIET_S + 1.0)) == 1
+    assert not answering()
 
 
 # ------------------------------------------------------------------------------------------------ studies
@@ -467,6 +523,28 @@ def test_what_happens_to_a_suspect_series_is_reloaded(tmp_path: Path) -> None:
         revisions.release(operator, 2)
     keeper._turn()
     assert root.one("SELECT state FROM revisions WHERE series_id = 2") == "QUEUED"
+    root.close()
+
+
+def test_the_keeper_waits_by_the_rule_for_sender_and_modality_and_notes_it(tmp_path: Path) -> None:
+    root = Root(tmp_path / "node")
+    rules = (
+        CompletionRule(name="elsewhere", called_ae="OTHER", quiet_s=0.01),
+        CompletionRule(name="quick-ct", called_ae="CTNODE", modality="CT", quiet_s=0.01),
+    )
+    config = Config(completion=Completion(quiet_s=500.0), completion_rules=rules)
+    keeper = Keeper(config, root.layout, root.database, Silent(), lambda: config)  # type: ignore[arg-type]
+    root.push(stack(3))
+    root.push(stack(3, series="1.2.3.2", modality="MR"))
+    keeper._turn()
+    time.sleep(0.05)
+    keeper._turn()
+    assert root.rows("SELECT state, quiet_s, policy FROM revisions ORDER BY series_id") == [
+        ("QUEUED", 0.01, "quick-ct"),
+        ("RECEIVING", 500.0, ""),
+    ]
+    told = CliRunner().invoke(cli, ["series", "why", "1.2.3.1"], env={"CTNODE_STORAGE__ROOT": str(root.layout.root)})
+    assert "by the policy of [[completion_rules]] quick-ct" in told.output
     root.close()
 
 
