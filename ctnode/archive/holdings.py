@@ -27,7 +27,8 @@ def units_of(database: Database, layout: Layout, series_id: int, kinds: frozense
     """Return what there is of a series: its originals if any are left, and each revision's published results."""
     series = database.row(
         "SELECT studies.uid AS study, studies.state AS study_state, studies.is_routed, series.uid, series.split,"
-        " series.hold, series.instances, series.bytes, series.last_at"
+        " series.hold, series.instances, series.bytes, max(series.last_at, coalesce((SELECT max(last_arrival)"
+        " FROM association_series WHERE association_series.series_id = series.id), 0)) AS last_at"
         " FROM series JOIN studies ON studies.id = series.study_id WHERE series.id = ?",
         (series_id,),
     )
@@ -80,7 +81,14 @@ def _blocks(
     for revision in revisions:
         if revision["state"] not in _SETTLED:
             yield f"revision {revision['n']} is {revision['state']}"
-    if series["study_state"] != "COMPLETE" or not series["is_routed"]:
+    # The state of a study also opens by a resend that changes nothing; what is still to come decides.
+    receiving = database.execute(
+        "SELECT 1 FROM series AS own JOIN series AS other ON other.study_id = own.study_id"
+        " JOIN revisions ON revisions.series_id = other.id"
+        " WHERE own.id = ? AND revisions.state IN ('RECEIVING', 'COMPLETE') LIMIT 1",
+        (series_id,),
+    ).fetchone()
+    if receiving is not None or (series["study_state"] == "COMPLETE" and not series["is_routed"]):
         yield "its study is not complete yet"
     busy = database.execute(
         "SELECT 1 FROM revisions JOIN jobs ON jobs.revision_id = revisions.id"

@@ -16,7 +16,7 @@ from ctnode.cli import cli
 from ctnode.config import Retention
 from ctnode.flow import forgetting
 from ctnode.words import DeliveryEvent, Evidence, EvidenceKind, NotFound, RevisionEvent
-from tests.archive_root import Image, Root, stack
+from tests.archive_root import Image, Root, stack, without_syncs
 from tests.integration.test_retention import Crash, done, retain
 
 pytestmark = pytest.mark.integration
@@ -28,7 +28,8 @@ POINTS = ("forget.marked", "forget.removed", "forget.before-commit", "forget.bef
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Iterator[Root]:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Root]:
+    without_syncs(monkeypatch)
     node = Root(tmp_path / "node")
     yield node
     node.close()

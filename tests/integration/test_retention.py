@@ -18,7 +18,7 @@ from ctnode.cli import cli
 from ctnode.config import Retention
 from ctnode.flow.retaining import Retainer
 from ctnode.words import DeliveryEvent, RevisionEvent, WrongState
-from tests.archive_root import SERIES, STUDY, Image, Root, stack
+from tests.archive_root import SERIES, STUDY, Image, Root, stack, without_syncs
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +35,8 @@ class Crash(Exception):
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Iterator[Root]:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Root]:
+    without_syncs(monkeypatch)
     node = Root(tmp_path / "node")
     yield node
     node.close()
@@ -172,6 +173,22 @@ def test_a_resend_of_what_was_deleted_is_known_and_kept_as_what_it_was(root: Roo
     assert len(revisions.frozen_paths(root.database, revision.id)) == 3
     assert root.breaches() == []
     revisions.requeue(root.database, 1)
+
+
+def test_what_came_back_goes_again_by_the_same_rule(root: Root) -> None:
+    done(root, *stack(3))
+    retain(root)
+    root.hold(*stack(2))
+    retain(root)
+    assert root.files("store") == []
+    assert root.rows("SELECT instances, deleted FROM series") == [(0, 3)]
+    assert root.breaches() == []
+
+
+def test_a_series_waits_for_the_others_of_its_study(root: Root) -> None:
+    done(root, *stack(2))
+    root.hold(*stack(2, series="1.2.3.2"))
+    assert stays(root) == "its study is not complete yet"
 
 
 def test_a_resend_is_dropped_where_the_operator_wants_that(root: Root) -> None:
