@@ -8,8 +8,11 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, cast
 
+from pydicom.charset import convert_encodings, default_encoding
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ExplicitVRLittleEndian
 
@@ -69,28 +72,46 @@ def derived_uid(*parts: str) -> str:
 
 
 def patient_and_study(header: Dataset, study: str) -> Dataset:
-    """Return a data set with the source's patient and study, in the source's character set."""
+    """Return a data set with the source's patient and study: its bytes, whether or not they fit its character set.
+
+    An archive shows them for our objects as it shows them for the images, so it files both under one patient. Text of
+    our own has to be ASCII, which every character set holds; a VR that depends on others has to be given.
+    """
     dataset = Dataset()
     for keyword in _TYPE_3:
-        if _is_filled(header, keyword):
-            dataset[keyword] = header[keyword]
+        if (element := _as_it_is(header, keyword)) is not None:
+            dataset[keyword] = element
     for keyword in _TYPE_2:
-        if _is_filled(header, keyword):
-            dataset[keyword] = header[keyword]
+        if (element := _as_it_is(header, keyword)) is not None:
+            dataset[keyword] = element
         else:
             setattr(dataset, keyword, None)
     # PS3.3 C.7.1.1 wants a method where an identity was removed; many sources leave it out.
-    if dataset.get("PatientIdentityRemoved") == "YES" and not _METHODS & {element.keyword for element in dataset}:
+    if dataset.get("PatientIdentityRemoved") == "YES" and not any(method in dataset for method in _METHODS):
         dataset.DeidentificationMethod = "Not stated by the source"
     # Data sets without UIDs are grouped under a name that is none; their report still needs a valid one.
     named = study if UID(study).is_valid else derived_uid("study", study)
     dataset.StudyInstanceUID = readable(header, "StudyInstanceUID") or named
+    # It is written in the encoding that it has, so bytes stay as they are.
+    charset = dataset.get("SpecificCharacterSet", default_encoding)
+    dataset.set_original_encoding(False, True, convert_encodings(charset))
     return dataset
 
 
-def _is_filled(header: Dataset, keyword: str) -> bool:
-    """Return whether there is a value; one that cannot be read is none."""
-    return readable(header, keyword) is not None and not header[keyword].is_empty
+def _as_it_is(header: Dataset, keyword: str) -> DataElement | RawDataElement | None:
+    """Return an element with the bytes of the source, None where it has no value."""
+    if keyword not in header:
+        return None
+    element = cast(DataElement | RawDataElement, header.get_item(keyword))
+    vr = dictionary_VR(keyword)
+    if isinstance(element, RawDataElement) and vr != "SQ":
+        value = (element.value or b"").rstrip(b" \0")
+        if not value:
+            return None
+        # Of even length; a text ends with a blank (PS3.5 6.2).
+        value += b" " * (len(value) % 2)
+        return RawDataElement(element.tag, vr, len(value), value, 0, False, True)
+    return header[keyword] if readable(header, keyword) is not None and not header[keyword].is_empty else None
 
 
 def frame_of_reference(header: Dataset, origin: Origin) -> str:

@@ -99,7 +99,7 @@ def write_report(
     dataset.HighBit = 7
     dataset.PixelRepresentation = 0
     content = pixels.tobytes()
-    dataset.PixelData = content + b"\x00" * (len(content) % 2)
+    dataset.add_new("PixelData", "OB", content + b"\x00" * (len(content) % 2))
     dataset.file_meta = file_meta(dataset)
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)

@@ -161,7 +161,7 @@ def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Da
     background = [_background()] if labelmap else []
     dataset.SegmentSequence = [*background, *(_segment(*segment) for segment in SEGMENTS)]
     if labelmap:
-        dataset.PixelPaddingValue = 0
+        dataset.add_new("PixelPaddingValue", "US", 0)
     _dimensions(dataset, origin.identity(volume), labelmap=labelmap)
     dataset.SharedFunctionalGroupsSequence = [_shared(volume)]
     return dataset

@@ -1,0 +1,234 @@
+"""Patients and studies as badly written as hospitals write them: our objects say the same, byte for byte.
+
+An archive files objects by these bytes. If ours differ from those of the images, the results of one patient stand under
+two. So nothing is mended, nothing is decoded, and only what has to be there and is not is added.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+from ctnode.ct.lungs import segment
+from ctnode.ct.measure import measure
+from ctnode.ct.phantom import chest
+from ctnode.ct.phantom_dicom import write_series
+from ctnode.ct.source import read_frames, read_header
+from ctnode.results.objects import Origin
+from ctnode.results.predecessors import name_predecessors
+from ctnode.results.report import write_report
+from ctnode.results.seg import write_seg
+from ctnode.results.sr import write_sr
+from tests.phantom_series import SERIES, STUDY, read
+
+pytestmark = pytest.mark.integration
+
+MADE_AT = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+MADE = ("seg.dcm", "sr.dcm", "report.dcm")
+EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+CHARSET = "SpecificCharacterSet"
+UMLAUTS = {"PatientName": "Müller^Jörg", "StudyDescription": "Übersicht", "PatientID": "Ä1"}
+
+
+def coded(charset: str | None, codec: str, **values: str) -> dict[str, bytes | None]:
+    """Return the bytes of texts, which need not be of the character set that is declared (None: none)."""
+    declared = None if charset is None else charset.encode()
+    return {CHARSET: declared, **{word: value.encode(codec) for word, value in (values or UMLAUTS).items()}}
+
+
+CASES: dict[str, dict[str, bytes | None]] = {
+    "UTF-8": coded("ISO_IR 192", "utf-8", PatientName="Wang^XiaoDong=王^小東", StudyDescription="胸部 ñ"),
+    "half-width katakana": coded("ISO_IR 13", "shift_jis", PatientName="ﾔﾏﾀﾞ^ﾀﾛｳ", StudyDescription="ｷｮｳﾌﾞ"),
+    "katakana and kanji": {
+        CHARSET: b"ISO 2022 IR 13\\ISO 2022 IR 87",
+        "PatientName": b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3=\x1b$B;3ED\x1b(J^\x1b$BB@O:\x1b(J=\x1b$B$d$^$@\x1b(J",
+    },
+    "kanji": {
+        CHARSET: b"\\ISO 2022 IR 87",
+        "PatientName": b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B",
+        "StudyDescription": b"\x1b$B6;It\x1b(B CT",
+    },
+    "hangul": {
+        CHARSET: b"\\ISO 2022 IR 149",
+        "PatientName": b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7=\x1b$)C\xc8\xab^\x1b$)C\xb1\xe6\xb5\xbf",
+    },
+    "hanzi": coded("GB18030", "gb18030", PatientName="Wang^XiaoDong=王^小东"),
+    "Latin 1 called UTF-8": coded("ISO_IR 192", "latin-1"),
+    "UTF-8 called Latin 1": coded("ISO_IR 100", "utf-8"),
+    "Latin 1 without a character set": coded(None, "latin-1"),
+    "Latin 1 called ASCII": coded("ISO_IR 6", "latin-1"),
+    "Shift JIS without a character set": coded(None, "shift_jis", PatientName="山田^太郎", StudyDescription="胸部ソ"),
+    "a character set that no standard knows": coded("WINDOWS-1251", "cp1251", PatientName="Иванов^Иван"),
+    "escapes that end nowhere": {
+        CHARSET: b"\\ISO 2022 IR 87", "PatientName": b"Yamada=\x1b$B;3E", "StudyDescription": b"\x1b$B\xff\xfe \xe4",
+    },
+    "five components": {"PatientName": b"Adams^John Robert Quincy^Middle^Rev.^B.A. M.Div."},
+    "six components, two names": {"PatientName": b"A^B^C^D^E^F\\Eve^Mary", "ReferringPhysicianName": b"^^^Dr."},
+    "too long": {
+        "PatientName": b"A" * 100, "StudyDescription": b"x" * 500, "StudyID": b"y" * 64, "PatientID": b"p" * 200,
+        "AccessionNumber": b"z" * 64,
+    },
+    "dates and times that are none": {
+        "StudyDate": b"2020-01-01", "StudyTime": b"12:30:00 PM", "PatientBirthDate": b"1901.02.03",
+    },
+    "rubbish": {
+        "StudyDate": b"garbage!", "StudyTime": b"zz", "PatientBirthDate": b"00000000", "PatientSex": b"male",
+        "PatientAge": b"63", "PatientSize": b"abc", "PatientWeight": b"7,5", "TimezoneOffsetFromUTC": b"+25:99xx",
+    },
+    "control characters": {"PatientName": b"Ad\0ams\r\n^J\tohn", "StudyDescription": b"two\r\nlines\x07\\three"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    voxels, _, grid = chest((40, 48, 48), (8.0, 8.0, 8.0))
+    volume = read(write_series(tmp_path_factory.mktemp("in"), voxels, grid, study_uid=STUDY, series_uid=SERIES))
+    lungs = segment(volume)
+    return volume, grid, lungs, measure(volume, lungs)
+
+
+def image_with(folder, example, values, syntax=EXPLICIT):
+    """Write one image whose attributes hold the very bytes of ``values`` (None: it has none)."""
+    padded = {word: value + b" " * (len(value) % 2) for word, value in values.items() if value}
+
+    def edit(_index, dataset):
+        for word, value in values.items():
+            if value is None:
+                dataset.pop(word, None)
+            elif word != CHARSET:
+                dataset[word] = pydicom.DataElement(tag_for_keyword(word), "LO", "9" * len(padded.get(word, "")))
+        for word in {CHARSET} & padded.keys():
+            dataset[word] = pydicom.DataElement(tag_for_keyword(word), "LO", ["ISO_IR 100"])
+
+    volume, grid, *_ = example
+    (path,) = write_series(
+        folder, volume.voxels[:1], replace(grid, shape=(1, *grid.shape[1:])), study_uid=STUDY, series_uid=SERIES,
+        edit=edit, transfer_syntax=syntax,
+    )  # fmt: skip
+    data = path.read_bytes()
+    for word, value in padded.items():
+        tag = tag_for_keyword(word)
+        number = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+        at = data.index(number, 132)
+        if syntax == IMPLICIT:
+            length, head = data[at + 4 : at + 8], number + struct.pack("<I", len(value))
+        else:
+            length, head = data[at + 6 : at + 8], number + dictionary_VR(word).encode() + struct.pack("<H", len(value))
+        data = data[:at] + head + value + data[at + 8 + int.from_bytes(length, "little") :]
+    path.write_bytes(data)
+    return path
+
+
+def objects_of(image, out, example):
+    """Write our three objects of a volume that has the header of ``image``."""
+    volume, _, lungs, numbers = example
+    (frame,), faults = read_frames([image])
+    assert not faults
+    volume = replace(volume, header=read_header(frame))
+    out.mkdir(parents=True)
+    origin = Origin(STUDY, SERIES, 1, MADE_AT, "d")
+    write_report(
+        out / "report.dcm", volume, lungs, numbers, study=STUDY, series=SERIES, revision=1, made_at=MADE_AT,
+        settings_digest="d",
+    )  # fmt: skip
+    write_seg(out / "seg.dcm", volume, lungs, origin)
+    write_sr(out / "sr.dcm", volume, numbers, origin)
+    return [out / name for name in MADE]
+
+
+def bytes_of(path, words):
+    """Return the values of attributes as they stand in a file; None: it has none."""
+    dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    found = {word: dataset.get_item(word) for word in words}
+    return {word: None if one is None else plain(one.value) for word, one in found.items()}
+
+
+def plain(value):
+    """Return the bytes of a value without padding; pydicom reads the character set at once, and only that."""
+    if isinstance(value, pydicom.multival.MultiValue):
+        value = "\\".join(value)
+    return (value.encode("ascii") if isinstance(value, str) else value or b"").rstrip(b" ")
+
+
+def errors(path):
+    told = subprocess.run(["dciodvfy", str(path)], capture_output=True, check=False).stderr
+    assert told
+    return {line for line in told.splitlines() if line.startswith(b"Error")}
+
+
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES.keys())
+def test_objects_hold_the_bytes_of_the_source_and_no_error_of_their_own(tmp_path, example, values):
+    image = image_with(tmp_path, example, values)
+    wanted = {word: None if value is None else value.rstrip(b" ") for word, value in values.items()}
+    assert bytes_of(image, values) == wanted
+    objects = objects_of(image, tmp_path / "r1", example)
+    # Those of a later revision are rewritten to name the earlier ones.
+    shutil.copytree(tmp_path / "r1", tmp_path / "r2")
+    name_predecessors(tmp_path / "r2", MADE, 2)
+    for path in (*objects, *(tmp_path / "r2" / name for name in MADE)):
+        assert bytes_of(path, values) == wanted, path
+    # What was copied hurts no reader.
+    assert highdicom.seg.segread(objects[0]).NumberOfFrames > 0
+    assert len(highdicom.sr.srread(objects[1]).content.get_volumetric_roi_measurement_groups()) == 2
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy (dicom3tools) is not installed")
+    own = errors(image)
+    for path in objects:
+        assert errors(path) <= own, path
+
+
+GAPS = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+        "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [None, b""], ids=["missing", "empty"])
+def test_what_has_to_be_there_is_there_and_empty(tmp_path, example, value):
+    values = {**dict.fromkeys(GAPS, value), CHARSET: None}
+    for path in objects_of(image_with(tmp_path, example, values), tmp_path / "out", example):
+        assert bytes_of(path, GAPS) == dict.fromkeys(GAPS, b"")
+        assert CHARSET not in pydicom.dcmread(path)
+        if shutil.which("dciodvfy"):
+            assert not errors(path)
+
+
+def test_implicit_sources_give_the_same_objects(tmp_path, example):
+    values = coded("ISO_IR 192", "latin-1")
+    made = []
+    for syntax in (EXPLICIT, IMPLICIT):
+        folder = tmp_path / syntax
+        folder.mkdir()
+        image = image_with(folder, example, values, syntax)
+        made.append([path.read_bytes() for path in objects_of(image, folder / "out", example)])
+        assert bytes_of(image, ["PatientID"]) == {"PatientID": values["PatientID"]}
+    assert made[0] == made[1]
+
+
+def test_how_an_identity_was_removed_goes_along(tmp_path, example):
+    def edit(_index, image):
+        image.PatientIdentityRemoved = "YES"
+        code = pydicom.Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Profile Ä"
+        image.DeidentificationMethodCodeSequence = [code]
+
+    volume, grid, *_ = example
+    one = replace(grid, shape=(1, *grid.shape[1:]))
+    for number, syntax in enumerate((EXPLICIT, IMPLICIT)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (image,) = write_series(
+            folder, np.asarray(volume.voxels[:1]), one, study_uid=STUDY, series_uid=SERIES, edit=edit,
+            transfer_syntax=syntax,
+        )  # fmt: skip
+        for path in objects_of(image, folder / "out", example):
+            made = pydicom.dcmread(path)
+            assert made.DeidentificationMethodCodeSequence[0].CodeMeaning == "Basic Profile Ä"
+            assert "DeidentificationMethod" not in made
