@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ExplicitVRLittleEndian
 
 from ctnode import __version__
-from ctnode.ct.dataset import readable
+from ctnode.ct.dataset import readable, text, zone
 from ctnode.ct.grid import Volume
 
 _NAMESPACE: Final = uuid.UUID("7c1f3b0a-51f8-5f0e-9a35-5f3d0c9b7a11")
@@ -141,13 +141,19 @@ def referenced(sop_class: str, sop_uid: str) -> Dataset:
     return item
 
 
+def local(dataset: Dataset, moment: datetime) -> datetime:
+    """Return ``moment`` in the zone of all times in ``dataset`` (PS3.3 C.12.1.1.8), unchanged where none is said."""
+    offset = zone(text(dataset, "TimezoneOffsetFromUTC"))
+    return moment if offset is None or moment.tzinfo is None else moment.astimezone(offset)
+
+
 def equipment(dataset: Dataset, made_at: datetime) -> None:
     """Add the general equipment and, as a mark that outlives coercion, the contributing equipment (PS3.3 C.12.1)."""
     for item in (dataset, part := Dataset()):
         item.Manufacturer = "ctnode"
         item.ManufacturerModelName = "ctnode"
         item.SoftwareVersions = __version__
-    part.ContributionDateTime = made_at.strftime("%Y%m%d%H%M%S.%f")
+    part.ContributionDateTime = local(dataset, made_at).strftime("%Y%m%d%H%M%S.%f")
     part.ContributionDescription = "CT processing"
     part.PurposeOfReferenceCodeSequence = [code("109102", "DCM", "Processing Equipment")]
     dataset.ContributingEquipmentSequence = [part]
@@ -162,7 +168,8 @@ def describe(dataset: Dataset, origin: Origin, volume: Volume, kind: str, sop_cl
     dataset.Modality = modality
     dataset.InstanceNumber = 1
     equipment(dataset, origin.made_at)
-    date, time = origin.made_at.strftime("%Y%m%d"), origin.made_at.strftime("%H%M%S.%f")
+    moment = local(dataset, origin.made_at)
+    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S.%f")
     dataset.SeriesDate = dataset.ContentDate = dataset.InstanceCreationDate = date
     dataset.SeriesTime = dataset.ContentTime = dataset.InstanceCreationTime = time
 

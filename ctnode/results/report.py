@@ -36,7 +36,7 @@ from ctnode.results.canvas import (
     tile,
     wrapped,
 )
-from ctnode.results.objects import derived_uid, equipment, file_meta, patient_and_study
+from ctnode.results.objects import derived_uid, equipment, file_meta, local, patient_and_study
 from ctnode.results.png import chosen_window, lung_planes
 from ctnode.words import LungStatus
 
@@ -126,7 +126,8 @@ def _describe(dataset: Dataset, identity: str, made_at: datetime, *, found: bool
     dataset.DerivationDescription = "Lung segmentation and densitometry"
     dataset.BurnedInAnnotation = "NO"
     dataset.PatientOrientation = None
-    date, time = made_at.strftime("%Y%m%d"), made_at.strftime("%H%M%S.%f")
+    moment = local(dataset, made_at)
+    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S.%f")
     dataset.SeriesDate = dataset.ContentDate = dataset.InstanceCreationDate = date
     dataset.SeriesTime = dataset.ContentTime = dataset.InstanceCreationTime = time
 

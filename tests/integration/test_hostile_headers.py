@@ -232,3 +232,47 @@ def test_how_an_identity_was_removed_goes_along(tmp_path, example):
             made = pydicom.dcmread(path)
             assert made.DeidentificationMethodCodeSequence[0].CodeMeaning == "Basic Profile Ä"
             assert "DeidentificationMethod" not in made
+
+
+@pytest.mark.parametrize(
+    ("offset", "date", "time"),
+    [
+        (b"+0900", "20250102", "120405.000000"),
+        (b"-0330", "20250101", "233405.000000"),
+        (b"", "20250102", "030405.000000"),
+        (b"+25:99", "20250102", "030405.000000"),
+        (b"+1500", "20250102", "030405.000000"),
+    ],
+)
+def test_our_times_are_in_the_zone_that_the_study_says(tmp_path, example, offset, date, time):
+    # One element gives the zone of every time in an object: that of the source is copied, so ours have to follow it.
+    for path in objects_of(image_with(tmp_path, example, {"TimezoneOffsetFromUTC": offset}), tmp_path / "out", example):
+        made = pydicom.dcmread(path)
+        assert (made.ContentDate, made.ContentTime) == (made.SeriesDate, made.SeriesTime) == (date, time)
+        assert made.ContributingEquipmentSequence[0].ContributionDateTime == date + time
+        assert bytes_of(path, ["TimezoneOffsetFromUTC"])["TimezoneOffsetFromUTC"] == (offset or None)
+
+
+@pytest.mark.parametrize(
+    ("values", "taken"),
+    [
+        ({}, "20200101120000"),
+        ({"TimezoneOffsetFromUTC": b"+0900"}, "20200101030000"),
+        ({"AcquisitionDateTime": b"20200101080000.5-0500", "TimezoneOffsetFromUTC": b"+0900"}, "20200101130000"),
+        ({"AcquisitionDateTime": b"20201301080000"}, "20200101120000"),
+        ({"AcquisitionDateTime": b"00010101000000+1400"}, "20200101120000"),
+        ({"AcquisitionDate": b"", "AcquisitionTime": b"12", "ContentDate": b"2020.1.1"}, ""),
+    ],
+)
+def test_when_an_image_was_taken_is_told_in_utc_where_it_can_be(tmp_path, example, values, taken):
+    def edit(_index, image):
+        for word, value in values.items():
+            image[word] = pydicom.DataElement(tag_for_keyword(word), "LO", value.decode())
+
+    volume, grid, *_ = example
+    (path,) = write_series(
+        tmp_path, volume.voxels[:1], replace(grid, shape=(1, *grid.shape[1:])), study_uid=STUDY, series_uid=SERIES,
+        edit=edit,
+    )  # fmt: skip
+    (frame,), _ = read_frames([path])
+    assert frame.taken_at == taken
