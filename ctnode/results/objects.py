@@ -38,6 +38,8 @@ _TYPE_2: Final = (
 _TYPE_3: Final = (
     "SpecificCharacterSet",
     "IssuerOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "IssuerOfAccessionNumberSequence",
     "PatientAge",
     "PatientSize",
     "PatientWeight",
@@ -91,7 +93,7 @@ def patient_and_study(header: Dataset, study: str) -> Dataset:
         dataset.DeidentificationMethod = "Not stated by the source"
     # Data sets without UIDs are grouped under a name that is none; their report still needs a valid one.
     named = study if UID(study).is_valid else derived_uid("study", study)
-    dataset.StudyInstanceUID = readable(header, "StudyInstanceUID") or named
+    dataset.StudyInstanceUID = text(header, "StudyInstanceUID") or named
     # It is written in the encoding that it has, so bytes stay as they are.
     charset = dataset.get("SpecificCharacterSet", default_encoding)
     dataset.set_original_encoding(False, True, convert_encodings(charset))
@@ -117,14 +119,23 @@ def _as_it_is(header: Dataset, keyword: str) -> DataElement | RawDataElement | N
 def frame_of_reference(header: Dataset, origin: Origin) -> str:
     """Return that of the source, or one that depends on its series where the source has none."""
     if has_frame_of_reference(header):
-        return str(header.FrameOfReferenceUID)
+        return text(header, "FrameOfReferenceUID")
     return derived_uid("frame", origin.study, origin.series)
 
 
 def has_frame_of_reference(header: Dataset) -> bool:
     """Return whether the source says in which frame of reference it lies."""
-    found = readable(header, "FrameOfReferenceUID")
-    return bool(found) and UID(str(found)).is_valid
+    found = text(header, "FrameOfReferenceUID")
+    return bool(found) and UID(found).is_valid
+
+
+def compression(dataset: Dataset, volume: Volume) -> None:
+    """Say whether the pixels that the object comes from were ever compressed with loss (PS3.3 C.7.6.1.1.5)."""
+    lossy = any(issue.code == "LOSSY" for issue in volume.issues)
+    dataset.LossyImageCompression = "01" if lossy else "00"
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if lossy and (element := _as_it_is(volume.header, keyword)) is not None:
+            dataset[keyword] = element
 
 
 def code(value: str, scheme: str, meaning: str) -> Dataset:

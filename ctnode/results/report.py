@@ -36,7 +36,7 @@ from ctnode.results.canvas import (
     tile,
     wrapped,
 )
-from ctnode.results.objects import derived_uid, equipment, file_meta, local, patient_and_study
+from ctnode.results.objects import compression, derived_uid, equipment, file_meta, local, patient_and_study
 from ctnode.results.png import chosen_window, lung_planes
 from ctnode.words import LungStatus
 
@@ -90,6 +90,7 @@ def write_report(
     identity = "|".join((study, series, str(revision), volume.input_digest, __version__, settings_digest))
     dataset = patient_and_study(volume.header, study)
     _describe(dataset, identity, made_at, found=lungs.status not in WITHOUT_MASK)
+    compression(dataset, volume)
     pixels = np.asarray(page, dtype=np.uint8)
     dataset.SamplesPerPixel = 3
     dataset.PhotometricInterpretation = "RGB"

@@ -28,6 +28,7 @@ from ctnode.results.predecessors import name_predecessors
 from ctnode.results.report import write_report
 from ctnode.results.seg import write_seg
 from ctnode.results.sr import write_sr
+from ctnode.words import Issue, Severity
 from tests.phantom_series import SERIES, STUDY, read
 
 pytestmark = pytest.mark.integration
@@ -276,3 +277,63 @@ def test_when_an_image_was_taken_is_told_in_utc_where_it_can_be(tmp_path, exampl
     )  # fmt: skip
     (frame,), _ = read_frames([path])
     assert frame.taken_at == taken
+
+
+def test_uids_that_are_padded_with_blanks_are_the_same_uids(tmp_path, example):
+    values = {
+        "StudyInstanceUID": b"1.2.3.4.5 ",
+        "SeriesInstanceUID": b"1.2.3.4.5.67 ",
+        "FrameOfReferenceUID": b"1.2.3 ",
+    }
+    seg, sr, report = (
+        pydicom.dcmread(path) for path in objects_of(image_with(tmp_path, example, values), tmp_path / "out", example)
+    )
+    assert [made.StudyInstanceUID for made in (seg, sr, report)] == ["1.2.3.4.5"] * 3
+    assert seg.FrameOfReferenceUID == "1.2.3"
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.4.5.67"
+    named = [item.UID for _, item in elements(sr) if "UID" in item and item.ValueType == "UIDREF"]
+    assert "1.2.3.4.5.67" in named
+
+
+def elements(dataset):
+    """Yield the keyword of each sequence with each of its items, to any depth."""
+    for element in dataset:
+        for item in element.value if element.VR == "SQ" else ():
+            yield element.keyword, item
+            yield from elements(item)
+
+
+def test_who_gave_the_identifiers_goes_along(tmp_path, example):
+    def edit(_index, image):
+        image.IssuerOfPatientID = "HOSPITAL"
+        for word in ("IssuerOfPatientIDQualifiersSequence", "IssuerOfAccessionNumberSequence"):
+            item = pydicom.Dataset()
+            item.UniversalEntityID, item.UniversalEntityIDType = "1.2.3", "ISO"
+            setattr(image, word, [item])
+
+    volume, grid, *_ = example
+    (image,) = write_series(
+        tmp_path, volume.voxels[:1], replace(grid, shape=(1, *grid.shape[1:])), study_uid=STUDY, series_uid=SERIES,
+        edit=edit,
+    )  # fmt: skip
+    for path in objects_of(image, tmp_path / "out", example):
+        made = pydicom.dcmread(path)
+        assert made.IssuerOfPatientID == "HOSPITAL"
+        assert made.IssuerOfPatientIDQualifiersSequence[0].UniversalEntityID == "1.2.3"
+        assert made.IssuerOfAccessionNumberSequence[0].UniversalEntityID == "1.2.3"
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_a_loss_of_the_source_is_a_loss_of_what_is_made_of_it(tmp_path, example, lossy):
+    volume, grid, lungs, numbers = example
+    values = {"LossyImageCompression": b"01", "LossyImageCompressionRatio": b"12.5"} if lossy else {}
+    image = image_with(tmp_path, example, {**values, "LossyImageCompressionMethod": b"ISO_15444_1"})
+    issues = (Issue("LOSSY", Severity.INFO, "compressed with loss"),) if lossy else ()
+    seg, _, report = objects_of(image, tmp_path / "out", (replace(volume, issues=issues), grid, lungs, numbers))
+    for path in (seg, report):
+        made = pydicom.dcmread(path)
+        assert made.LossyImageCompression == ("01" if lossy else "00")
+        assert made.get("LossyImageCompressionRatio") == (12.5 if lossy else None)
+        assert made.get("LossyImageCompressionMethod") == ("ISO_15444_1" if lossy else None)
+        if shutil.which("dciodvfy"):
+            assert errors(path) <= errors(image)

@@ -15,12 +15,22 @@ import pytest
 from ctnode.ct.lungs import Lungs
 from ctnode.results.objects import Origin
 from ctnode.results.seg import SAMPLED_BACK, write_seg
-from ctnode.words import LungStatus, Refusal
+from ctnode.words import LungStatus
 from tests.adversarial import CASES
 from tests.phantom_series import SERIES, STUDY, read
 
 pytestmark = pytest.mark.integration
 
+# Those whose images lie, or are named, in a way of their own; how pixels are coded does not matter to a mask.
+NAMES = (
+    "instance_numbers_shuffled", "spacing_between_slices_lies", "rounded_positions", "coronal", "sagittal",
+    "feet_first", "rotated_in_plane", "oblique", "long_pixels", "tilt_15", "tilt_minus_20", "tilt_both_ways",
+    "tilt_of_coronal_slices", "tilt_with_unequal_spacing", "tilt_with_a_gap", "one_slice_missing",
+    "too_many_slices_missing", "unequal_spacing", "spacing_that_changes_once",
+    "a_hole_of_no_whole_number_of_slices", "one_slice", "two_slices", "a_slice_twice", "two_acquisitions",
+    "a_localizer", "a_second_version_with_another_header", "enhanced", "enhanced_all_shared", "enhanced_tilted",
+    "enhanced_with_two_stacks", "concatenation", "legacy_converted",
+)  # fmt: skip
 ORIGIN = Origin(STUDY, SERIES, 1, datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC), "d")
 
 
@@ -68,20 +78,22 @@ def planes_of(files):
     return found
 
 
-@pytest.mark.parametrize("labelmap", [False, True], ids=["binary", "label map"])
-@pytest.mark.parametrize("name", CASES)
-def test_each_frame_lies_on_the_image_that_it_names(tmp_path, name, labelmap):
+@pytest.mark.parametrize("name", NAMES)
+def test_each_frame_lies_on_the_image_that_it_names(tmp_path, name):
     (tmp_path / "in").mkdir()
     CASES[name](tmp_path / "in")
     files = [path for path in (tmp_path / "in").rglob("*") if path.is_file()]
-    try:
-        volume = read(files)
-    except Refusal:
-        return
+    volume = read(files)
     # Every voxel has a label of its own chance, so that a frame at a wrong place cannot agree.
     labels = np.random.default_rng(1).integers(0, 4, volume.grid.shape).astype(np.uint8)
-    write_seg(tmp_path / "seg.dcm", volume, Lungs(labels, LungStatus.OK, (), {}, -500.0), ORIGIN, labelmap=labelmap)
-    made, planes = pydicom.dcmread(tmp_path / "seg.dcm"), planes_of(files)
+    planes = planes_of(files)
+    for labelmap in (False, True):
+        lungs = Lungs(labels, LungStatus.OK, (), {}, -500.0)
+        write_seg(tmp_path / "seg.dcm", volume, lungs, ORIGIN, labelmap=labelmap)
+        check(pydicom.dcmread(tmp_path / "seg.dcm"), planes, volume, labels, labelmap=labelmap)
+
+
+def check(made, planes, volume, labels, *, labelmap):
     orientation = made.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
     spacing = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
     named, marked = set(), 0
