@@ -20,13 +20,14 @@ from pydicom.uid import UID
 from pydicom.valuerep import format_number_as_ds
 
 from ctnode import __version__
-from ctnode.ct.dataset import readable
+from ctnode.ct.dataset import text
 from ctnode.ct.grid import SourceImage, Volume
 from ctnode.ct.lungs import Lungs
 from ctnode.ops.durable import replacing
 from ctnode.results.objects import (
     Origin,
     code,
+    compression,
     derived_uid,
     describe,
     file_meta,
@@ -150,7 +151,7 @@ def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Da
     dataset.BodyPartExamined = "CHEST"
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.BurnedInAnnotation = "NO"
-    dataset.LossyImageCompression = "00"
+    compression(dataset, volume)
     dataset.ContentLabel = "LUNGS"
     dataset.ContentDescription = "" if is_mapped(volume) else SAMPLED_BACK
     dataset.ContentCreatorName = None
@@ -172,7 +173,7 @@ def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Da
     background = [_background()] if labelmap else []
     dataset.SegmentSequence = [*background, *(_segment(*segment) for segment in SEGMENTS)]
     if labelmap:
-        dataset.PixelPaddingValue = 0
+        dataset.add_new("PixelPaddingValue", "US", 0)
     _dimensions(dataset, origin.identity(volume), labelmap=labelmap)
     dataset.SharedFunctionalGroupsSequence = [_shared(volume)]
     return dataset
@@ -181,7 +182,7 @@ def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Da
 def _references(dataset: Dataset, volume: Volume, origin: Origin) -> None:
     """Add the Common Instance Reference (PS3.3 C.12.2), which viewers use to find the images."""
     classes = {image.sop_uid: image.sop_class for image in volume.sources}
-    series = str(readable(volume.header, "SeriesInstanceUID") or origin.series)
+    series = text(volume.header, "SeriesInstanceUID") or origin.series
     if not classes or "" in classes or not UID(series).is_valid:
         return
     item = Dataset()

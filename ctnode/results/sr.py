@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from ctnode import __version__
-from ctnode.ct.dataset import readable
+from ctnode.ct.dataset import text
 from ctnode.ct.grid import Volume
 from ctnode.ct.measure import LungNumbers, Measurements
 from ctnode.ops.durable import write_durable
@@ -80,7 +80,7 @@ def write_sr(path: Path, volume: Volume, measurements: Measurements, origin: Ori
 
 def _report(volume: Volume, measurements: Measurements, origin: Origin, segmentation: Dataset) -> sr.MeasurementReport:
     identity = origin.identity(volume)
-    found = str(readable(volume.header, "SeriesInstanceUID") or "")
+    found = text(volume.header, "SeriesInstanceUID")
     source = sr.SourceSeriesForSegmentation(found if UID(found).is_valid else derived_uid("source", identity))
     groups: list[sr.VolumetricROIMeasurementsAndQualitativeEvaluations | sr.MeasurementsAndQualitativeEvaluations] = []
     for name, segment, value, meaning in _SIDES:
@@ -109,8 +109,8 @@ def _report(volume: Volume, measurements: Measurements, origin: Origin, segmenta
         )
         # A code's meaning has room for 64 characters; templates are extensible, and text says all.
         for concept, texts in ((_REASON, measurements.reasons), (_WARNING, measurements.warnings)):
-            for text in texts:
-                readable_text = text.encode("ascii", "replace").decode("ascii")
+            for said in texts:
+                readable_text = said.encode("ascii", "replace").decode("ascii")
                 groups[-1][0].ContentSequence.append(
                     sr.TextContentItem(concept, readable_text, sr.RelationshipTypeValues.CONTAINS)
                 )
