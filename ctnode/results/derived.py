@@ -37,7 +37,9 @@ CT_IMAGE_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
 SERIES_NUMBER: Final = 904
 
 
-def write_derived(path: Path, volume: Volume, voxels: npt.NDArray[np.int16], grid: Grid, origin: Origin) -> None:
+def write_derived(
+    path: Path, volume: Volume, voxels: npt.NDArray[np.int16], grid: Grid, origin: Origin, *, number: int = 1
+) -> None:
     """Write ``voxels``, resampled from ``volume``, to ``path``, fsynced.
 
     Parameters
@@ -48,11 +50,15 @@ def write_derived(path: Path, volume: Volume, voxels: npt.NDArray[np.int16], gri
         What they come from: the source of patient, study and references.
     voxels
         ``(z, y, x)`` int16 HU on ``grid``, LPS.
+    number
+        Counts the volumes of the source's series from 1: each becomes a series of its own.
     """
-    dataset = _header(volume, grid, origin)
+    kind = f"derived {number}"
+    dataset = _header(volume, grid, origin, kind)
     with replacing(path, mode=0o644) as file, zipfile.ZipFile(file, "w") as packed:
         for index, plane in enumerate(voxels):
-            _place(dataset, volume, grid, origin, index)
+            _place(dataset, volume, grid, index)
+            dataset.SOPInstanceUID = derived_uid(kind, "instance", str(index), origin.identity(volume))
             dataset.add_new("PixelData", "OW", np.ascontiguousarray(plane, dtype="<i2").tobytes())
             dataset.file_meta = file_meta(dataset)
             buffer = io.BytesIO()
@@ -60,10 +66,10 @@ def write_derived(path: Path, volume: Volume, voxels: npt.NDArray[np.int16], gri
             packed.writestr(zipfile.ZipInfo(f"{index + 1:04d}.dcm"), buffer.getvalue())
 
 
-def _header(volume: Volume, grid: Grid, origin: Origin) -> Dataset:
+def _header(volume: Volume, grid: Grid, origin: Origin, kind: str) -> Dataset:
     """Return what all images share."""
     dataset = patient_and_study(volume.header, origin.study)
-    describe(dataset, origin, volume, "derived", CT_IMAGE_STORAGE, "CT")
+    describe(dataset, origin, volume, kind, CT_IMAGE_STORAGE, "CT")
     dataset.SeriesNumber = SERIES_NUMBER
     spacing = " x ".join(f"{step:.2f}" for step in grid.spacing_mm[::-1])
     later = f", revision {origin.revision}" if origin.revision > 1 else ""
@@ -93,9 +99,8 @@ def _header(volume: Volume, grid: Grid, origin: Origin) -> Dataset:
     return dataset
 
 
-def _place(dataset: Dataset, volume: Volume, grid: Grid, origin: Origin, index: int) -> None:
+def _place(dataset: Dataset, volume: Volume, grid: Grid, index: int) -> None:
     """Turn ``dataset`` into the image ``index``."""
-    dataset.SOPInstanceUID = derived_uid("derived", "instance", str(index), origin.identity(volume))
     dataset.InstanceNumber = index + 1
     position_mm = grid.to_lps_mm((0, 0, index))
     dataset.ImagePositionPatient = [_decimal(value) for value in position_mm]

@@ -107,6 +107,22 @@ def test_bytes_repeat_and_revisions_differ(tmp_path):
         assert pydicom.dcmread(file).SeriesDescription == "ctnode CT 1.50 x 1.50 x 1.50 mm, revision 2"
 
 
+def test_each_volume_of_a_series_is_a_series_of_its_own(tmp_path):
+    CASES["two_kernels"](tmp_path / "in")
+    files = [path for path in (tmp_path / "in").rglob("*") if path.is_file()]
+    (tmp_path / "out").mkdir()
+    process_series(
+        files, study=STUDY, series=SERIES, revision=1, made_at=datetime(2025, 1, 2, tzinfo=UTC), out=tmp_path / "out",
+        settings=Pipeline(spacing_mm=1.5, volumes="all"), wanted=ONLY,
+    )  # fmt: skip
+    uids = []
+    for name in ("derived.zip", "derived_2.zip"):
+        with zipfile.ZipFile(tmp_path / "out" / name) as packed:
+            made = [pydicom.dcmread(packed.open(image)) for image in packed.namelist()]
+        uids.append({image.SOPInstanceUID for image in made} | {image.SeriesInstanceUID for image in made})
+    assert not uids[0] & uids[1]
+
+
 def test_without_being_asked_for_there_are_none(tmp_path):
     on = grid()
     (tmp_path / "in").mkdir()

@@ -24,5 +24,6 @@ def write(case: Case) -> tuple[Path, ...]:
     assert case.iso_grid is not None
     path = case.path("derived.zip")
     origin = Origin(case.study, case.series, case.revision, case.made_at, case.settings_digest)
-    write_derived(path, case.volume, case.resampled.astype(np.int16, copy=False), case.iso_grid, origin)
+    voxels = case.resampled.astype(np.int16, copy=False)
+    write_derived(path, case.volume, voxels, case.iso_grid, origin, number=case.number)
     return (path,)
