@@ -40,13 +40,18 @@ class Products:
 def preload(wanted: Outputs) -> None:
     """Import the modules that ``write_products`` will need for ``wanted``."""
     modules = []
-    if wanted.iso or wanted.array != "none":
+    if _resampling(wanted):
         modules += ["scipy.sparse", "ctnode.ct.resample"]
     if wanted.lungs:
         modules += ["ctnode.ct.lungs", "ctnode.ct.measure"]
     for name in modules:
         importlib.import_module(name)
     wanted_writers(wanted)
+
+
+def _resampling(wanted: Outputs) -> bool:
+    """Return whether anything on the grid of ``ct_iso`` is wanted."""
+    return wanted.iso or wanted.derived or wanted.array != "none"
 
 
 def write_products(run: Run, volume: Volume) -> Products:
@@ -72,7 +77,7 @@ def write_products(run: Run, volume: Volume) -> Products:
 
 def _grid(run: Run, volume: Volume, issues: list[Issue], *, most_voxels: int = 1 << 30) -> Grid | None:
     """Return the grid of ``ct_iso`` if anything on it is wanted and a machine can hold it."""
-    if not run.job.wanted.iso and run.job.wanted.array == "none":
+    if not _resampling(run.job.wanted):
         return None
     grid = target_grid(volume.grid, run.job.settings)
     if math.prod(grid.shape) <= most_voxels:

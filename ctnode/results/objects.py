@@ -6,6 +6,7 @@ UIDs are UUIDv5 under 2.25 of what the object is made of, times come from the re
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, cast
@@ -83,11 +84,7 @@ def patient_and_study(header: Dataset, study: str) -> Dataset:
     for keyword in _TYPE_3:
         if (element := _as_it_is(header, keyword)) is not None:
             dataset[keyword] = element
-    for keyword in _TYPE_2:
-        if (element := _as_it_is(header, keyword)) is not None:
-            dataset[keyword] = element
-        else:
-            setattr(dataset, keyword, None)
+    copied(dataset, header, _TYPE_2)
     # PS3.3 C.7.1.1 wants a method where an identity was removed; many sources leave it out.
     if dataset.get("PatientIdentityRemoved") == "YES" and not any(method in dataset for method in _METHODS):
         dataset.DeidentificationMethod = "Not stated by the source"
@@ -114,6 +111,15 @@ def _as_it_is(header: Dataset, keyword: str) -> DataElement | RawDataElement | N
         value += b" " * (len(value) % 2)
         return RawDataElement(element.tag, vr, len(value), value, 0, False, True)
     return header[keyword] if readable(header, keyword) is not None and not header[keyword].is_empty else None
+
+
+def copied(dataset: Dataset, header: Dataset, keywords: Iterable[str]) -> None:
+    """Add attributes of the source as they are, and empty where it has no value (Type 2)."""
+    for keyword in keywords:
+        if (element := _as_it_is(header, keyword)) is not None:
+            dataset[keyword] = element
+        else:
+            setattr(dataset, keyword, None)
 
 
 def frame_of_reference(header: Dataset, origin: Origin) -> str:
@@ -156,6 +162,18 @@ def local(dataset: Dataset, moment: datetime) -> datetime:
     """Return ``moment`` in the zone of all times in ``dataset`` (PS3.3 C.12.1.1.8), unchanged where none is said."""
     offset = zone(text(dataset, "TimezoneOffsetFromUTC"))
     return moment if offset is None or moment.tzinfo is None else moment.astimezone(offset)
+
+
+def references(dataset: Dataset, volume: Volume, origin: Origin) -> None:
+    """Add the Common Instance Reference (PS3.3 C.12.2), which viewers use to find the images."""
+    classes = {image.sop_uid: image.sop_class for image in volume.sources}
+    series = text(volume.header, "SeriesInstanceUID") or origin.series
+    if not classes or "" in classes or not UID(series).is_valid:
+        return
+    item = Dataset()
+    item.SeriesInstanceUID = series
+    item.ReferencedInstanceSequence = [referenced(sop_class, sop_uid) for sop_uid, sop_class in classes.items()]
+    dataset.ReferencedSeriesSequence = [item]
 
 
 def equipment(dataset: Dataset, made_at: datetime) -> None:

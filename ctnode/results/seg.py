@@ -16,11 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 from pydicom.valuerep import format_number_as_ds
 
 from ctnode import __version__
-from ctnode.ct.dataset import text
 from ctnode.ct.grid import SourceImage, Volume
 from ctnode.ct.lungs import Lungs
 from ctnode.ops.durable import replacing
@@ -33,7 +31,7 @@ from ctnode.results.objects import (
     file_meta,
     frame_of_reference,
     patient_and_study,
-    referenced,
+    references,
 )
 
 BINARY_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -157,7 +155,7 @@ def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Da
     dataset.ContentCreatorName = None
     dataset.FrameOfReferenceUID = frame_of_reference(volume.header, origin)
     dataset.PositionReferenceIndicator = None
-    _references(dataset, volume, origin)
+    references(dataset, volume, origin)
     image = sources_of(volume)[0]
     bits = 8 if labelmap else 1
     dataset.SamplesPerPixel = 1
@@ -177,18 +175,6 @@ def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Da
     _dimensions(dataset, origin.identity(volume), labelmap=labelmap)
     dataset.SharedFunctionalGroupsSequence = [_shared(volume)]
     return dataset
-
-
-def _references(dataset: Dataset, volume: Volume, origin: Origin) -> None:
-    """Add the Common Instance Reference (PS3.3 C.12.2), which viewers use to find the images."""
-    classes = {image.sop_uid: image.sop_class for image in volume.sources}
-    series = text(volume.header, "SeriesInstanceUID") or origin.series
-    if not classes or "" in classes or not UID(series).is_valid:
-        return
-    item = Dataset()
-    item.SeriesInstanceUID = series
-    item.ReferencedInstanceSequence = [referenced(sop_class, sop_uid) for sop_uid, sop_class in classes.items()]
-    dataset.ReferencedSeriesSequence = [item]
 
 
 def _segment(number: int, value: str, meaning: str, lab: tuple[int, int, int]) -> Dataset:
