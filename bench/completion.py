@@ -1,6 +1,7 @@
 """When a series counts as complete, beside the fixed rules of other systems; and what the index costs when it is large.
 
     python bench/completion.py                # the scenarios of docs/scenarios.md, replayed
+    python bench/completion.py --node         # a real node: from list and last instance to the queue
     python bench/completion.py --scheduler    # 1 M instances in 10,000 settled series in the index
 
 The replay takes the arrivals of each scenario. The column of ctnode is what its own keeper decided in simulated time.
@@ -30,9 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import large_index
 from ctnode.flow.completion import PROOF
+from tests.acceptance.test_completeness import PEER, ROUTES, Sender
+from tests.harness import Node
 from tests.scenarios import Played, Scenario, play, read_page
 
-NEVER = -1.0
+PROVEN = 20
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,8 @@ RULES = {
 }
 KINDS = {
     "proof": "a list of the sender is held whole",
-    "open": "no list; every pause inside an open association, under 60 s",
-    "doubt": "no list, pauses without an association or over 60 s",
+    "open": "no list; every pause inside an open association and shorter than its hold",
+    "doubt": "no list; a pause without an association or longer than its hold",
 }
 
 
@@ -197,12 +200,45 @@ def proof_s(unit: Unit) -> float:
     return max(at for at in unit.told_s if at <= unit.starts_s[-1])
 
 
+def real_node() -> None:
+    """Let a real scanner tell of its step before or after its last slice, and read what the node wrote down."""
+    waits: dict[str, list[float]] = defaultdict(list)
+    quiet = {"quiet_s": 60.0}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Node(Path(folder), completion=quiet, peers=[PEER], routes=ROUTES) as node,
+    ):
+        for number in range(PROVEN):
+            sender, is_before = Sender(node, number), number % 2 == 0
+            sender.begin_step()
+            if is_before:
+                sender.end_step(range(1, 21))
+            with sender.association() as peer:
+                sender.store(peer, range(1, 21))
+                if not is_before:
+                    sender.end_step(range(1, 21))
+                sender.wait()
+            ((verdict, wait_s),) = node.query(
+                "SELECT verdict, verdict_at - max(r.last_arrival, e.at) FROM revisions AS r"
+                " JOIN series ON series.id = r.series_id JOIN evidence AS e ON e.series = series.uid WHERE uid = ?",
+                sender.series,
+            )
+            assert verdict == "COMPLETE"
+            waits["last slice" if is_before else "list"].append(wait_s)
+    for what, found in waits.items():
+        print(f"{len(found)} series of 20 slices, from the {what} to the verdict:"
+              f" median {statistics.median(found):.2f} s, longest {max(found):.2f} s")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scheduler", action="store_true", help="measure the keeper beside a large index")
+    parser.add_argument("--node", action="store_true", help="measure a real node that is given proof")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    if options.scheduler:
+    if options.node:
+        real_node()
+    elif options.scheduler:
         large_index.measure()
     else:
         replay()

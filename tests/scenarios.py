@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -128,6 +129,8 @@ class Play:
                 r"as a (localizer)",
                 lambda _: {"image_type": "ORIGINAL\\PRIMARY\\LOCALIZER", "frame": "1.2.98", "rows": 8},
             ),
+            (r"of (\d+) images in acquisition", lambda value: {"more": _images_in_acquisition(value)}),
+            (r"as parts of (\d+)", lambda value: {"more": _part(number, int(value))}),
             (r"as a report (page)", lambda _: {"sop_class": "1.2.840.10008.5.1.4.1.1.7", "modality": "OT"}),
         ):
             found = re.search(pattern, how)
@@ -257,7 +260,7 @@ _VERBS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     (r"([A-Z]) (releases|aborts|vanishes)", Play.closes),
     (rf"{_LIST} come, each in an association of its own(.*)", Play.comes),
     (r"MPPS ?(\d*) begins", Play.step_begins),
-    (rf"MPPS ?(\d*) (completed|discontinued) with {_LIST}(.*)", Play.step_ends),
+    (rf"MPPS ?(\d*) (completed|discontinued)(?: with {_LIST})?(.*)", Play.step_ends),
     (rf"commitment is asked for {_LIST}(.*)", Play.commitment),
     (rf"availability is told of {_LIST}(.*)", Play.available),
     (rf"PACS answers that it holds {_LIST}", Play.answers),
@@ -302,6 +305,19 @@ def perform(play: Play, words: str) -> None:
             play.world.stir()
             return
     raise ValueError(f"no verb fits: {words}")
+
+
+def _images_in_acquisition(count: str) -> tuple[tuple[int, int, str, bytes | str], ...]:
+    return ((0x20, 0x12, "IS", "1"), (0x20, 0x1002, "IS", count))
+
+
+def _part(number: int, total: int) -> tuple[tuple[int, int, str, bytes | str], ...]:
+    """Return what makes an instance a part of a concatenation (PS3.3 C.7.6.16.1.1)."""
+    return (
+        (0x20, 0x9161, "UI", "1.2.77"),
+        (0x20, 0x9162, "US", struct.pack("<H", number)),
+        (0x20, 0x9163, "US", struct.pack("<H", total)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
