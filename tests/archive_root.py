@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from ctnode.archive import invariants, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.elements import EXPLICIT_LITTLE
@@ -19,6 +21,7 @@ from ctnode.archive.layout import Layout
 from ctnode.archive.part10 import Opened
 from ctnode.archive.settle import Scan, Settler
 from ctnode.archive.spool import Journal, Spool
+from ctnode.ops import durable
 from ctnode.words import Verdict
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -26,6 +29,18 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 STUDY = "1.2.3"
 SERIES = "1.2.3.1"
 LONG = {"OB", "OW", "SQ", "UN", "UT"}
+
+
+def without_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing wait for the disk: for tests that end processes, not machines."""
+    pragmas = Database._pragmas
+
+    def loosened(self: Database, *, readonly: bool) -> None:
+        pragmas(self, readonly=readonly)
+        self.connection.execute("PRAGMA synchronous = OFF")
+
+    monkeypatch.setattr(durable, "_NO_SYNC", True)
+    monkeypatch.setattr(Database, "_pragmas", loosened)
 
 
 def element(group: int, number: int, vr: str, value: bytes | str) -> bytes:

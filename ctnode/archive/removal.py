@@ -74,14 +74,14 @@ def step(database: Database, layout: Layout, removal: Removal) -> None:
     with database.immediate():
         if _is_ended(database, removal):
             return
-        marked = database.execute(
+        database.execute(
             "INSERT OR IGNORE INTO going (instance_id, removal_id) SELECT id, ? FROM instances WHERE series_id = ?"
             " ORDER BY id LIMIT ?",
             (removal.id, removal.series_id, STEP_FILES),
-        ).rowcount
+        )
     crash_point("retention.marked")
-    if marked:
-        finish_marked(database, layout)
+    # Also what an earlier process had marked already.
+    finish_marked(database, layout)
     left = database.execute("SELECT 1 FROM instances WHERE series_id = ? LIMIT 1", (removal.series_id,)).fetchone()
     if left is None:
         with database.immediate():
