@@ -155,7 +155,7 @@ def test_values_are_read_in_their_character_set_and_type(tmp_path: Path, root: R
     text = element(0x08, 0x05, "CS", "ISO_IR 192")
     described = element(0x08, 0x103E, "LO", "Größe".encode())
     place = raw.index(element(0x08, 0x08, "CS", "ORIGINAL\\PRIMARY\\AXIAL"))
-    after = raw.index(element(0x10, 0x10, "PN", "NOBODY"))
+    after = raw.index(element(0x08, 0x1090, "LO", "SCANNER 64"))
     path.write_bytes(raw[:place] + text + raw[place:after] + described + raw[after:])
     wanted = {0x0008103E: "LO", 0x00280010: "US", 0x00200032: "DS", 0x00080008: "CS", 0x00180050: "DS"}
     assert read_values(path, wanted) == {
@@ -196,6 +196,13 @@ when = 'calling_ae == "SENDER" and has PatientName'
         ("when = 'SliceThicknes < 3'", ("at character 1", "SliceThickness")),
         ('send = ["report"]', ("send and to belong together",)),
         ('send = ["report"]\nto = ["nobody"]', ("names no target nobody",)),
+        (
+            (
+                "send = ['seg']\nto = ['shelf']\n[[targets]]\nname = 'shelf'\nkind = 'folder'\npath = '.'\n"
+                "[outputs]\nseg = 'none'"
+            ),
+            ("a sends seg, which is not made", "outputs.seg"),
+        ),
         ("run = 'none'\nwhen = 'lungs == \"OK\"'", ("makes no results",)),
         ("level = 'study'\nwhen = 'lungs == \"OK\"'", ("before there are results",)),
         ("[[routes]]\nname = 'b'", ("both the default",)),
