@@ -21,6 +21,7 @@ ORIGINAL: Final = "original"
 OPEN: Final = "state IN ('PENDING', 'SENDING', 'RETRY')"
 # Only with this very condition does the planner take the partial index.
 _WAITING: Final = "state IN ('SENDING', 'RETRY')"
+_HELD: Final = "SELECT 1 FROM deliveries WHERE id = ? AND attempt = ? AND state = 'SENDING'"
 _ARRIVED: Final = frozenset({DeliveryState.SENT, DeliveryState.CONFIRMED})
 _ATTEMPT: Final = (
     "INSERT INTO delivery_attempts (delivery_id, attempt, ended_at, state, status, comment) VALUES (?, ?, ?, ?, ?, ?)"
@@ -117,8 +118,7 @@ def _record(row: dict[str, object]) -> Delivery:
 def post(database: Database, revision_id: int, parcels: Sequence[Parcel], *, again: bool = False) -> None:
     """Owe parcels, inside the current transaction; what was sent with these very bytes only if ``again``.
 
-    An image belongs to every later revision of its series too: it has one row a destination, whichever revision it is
-    owed by, so that a late image brings itself and not the whole series once more.
+    An image belongs to every later revision of its series too and has one row a destination: a late one brings itself.
     """
     now = time.time()
     images = _images(database, revision_id) if any(parcel.kind == ORIGINAL for parcel in parcels) else {}
@@ -160,9 +160,8 @@ def post(database: Database, revision_id: int, parcels: Sequence[Parcel], *, aga
 def _images(database: Database, revision_id: int) -> dict[tuple[str, str], tuple[int, str, str]]:
     """Return the rows of the images of a series by destination and path: where there are several, what to go by."""
     rows = database.execute(
-        "SELECT id, state, digest, target, path FROM deliveries"
-        " WHERE series_id = (SELECT series_id FROM revisions WHERE id = ?1) AND kind = ?2"
-        " ORDER BY revision_id = ?1, id",
+        "SELECT id, state, digest, target, path FROM deliveries WHERE kind = ?2"
+        " AND series_id = (SELECT series_id FROM revisions WHERE id = ?1) ORDER BY revision_id = ?1, id",
         (revision_id, ORIGINAL),
     )
     return {(target, path): (delivery_id, state, digest) for delivery_id, state, digest, target, path in rows}
@@ -281,9 +280,7 @@ def settle(database: Database, endings: Sequence[Ending]) -> None:
     now = time.time()
     with database.immediate():
         for ending in endings:
-            row = (ending.delivery.id, ending.delivery.attempt)
-            held = "SELECT 1 FROM deliveries WHERE id = ? AND attempt = ? AND state = 'SENDING'"
-            if database.execute(held, row).fetchone():
+            if database.execute(_HELD, (ending.delivery.id, ending.delivery.attempt)).fetchone():
                 _settle(database, ending, now)
 
 
@@ -349,13 +346,18 @@ def give_up(database: Database, lane: str, before: float, comment: str, *, limit
         f"SELECT id FROM deliveries WHERE {OPEN} AND lane = ? AND posted_at <= ? AND state <> 'SENDING' LIMIT ?",
         (lane, before, limit),
     ).fetchall()
-    now = time.time()
     for (delivery_id,) in ids:
-        _move(database, delivery_id, DeliveryEvent.DIE, "comment = ?, ended_at = ?", comment, now)
-        delivery = get(database, delivery_id)
-        database.insert(_ATTEMPT, (delivery_id, delivery.attempt, now, delivery.state, None, comment))
-        _note(database, delivery, f"given up for {delivery.target}: {comment}", None, now)
+        disown(database, delivery_id, comment)
     return len(ids)
+
+
+def disown(database: Database, delivery_id: int, comment: str) -> None:
+    """Give up what is not under way, with the reason, inside the current transaction."""
+    now = time.time()
+    _move(database, delivery_id, DeliveryEvent.DIE, "comment = ?, ended_at = ?, proof_at = NULL", comment, now)
+    delivery = get(database, delivery_id)
+    database.insert(_ATTEMPT, (delivery_id, delivery.attempt, now, delivery.state, None, comment))
+    _note(database, delivery, f"given up for {delivery.target}: {comment}", None, now)
 
 
 def confirm(database: Database, delivery_id: int, comment: str) -> None:

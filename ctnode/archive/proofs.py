@@ -12,6 +12,8 @@ from ctnode.archive.outbox import Delivery
 
 # A destination may need a while to find what it took: only then is it sent again.
 MISSES_LIMIT: Final = 3
+# So often is it sent again, each time with twice the wait before the question: some 25 hours with the wait of 60 s.
+TRANSFERS_LIMIT: Final = 8
 # Until what a report does not commit to is asked for again.
 ASK_AGAIN_S: Final = 60.0
 
@@ -80,13 +82,16 @@ def _answer(
     confirmed = 0
     for delivery_id, sop_instance in deliveries:
         row = database.execute(
-            "SELECT proof_tries FROM deliveries WHERE id = ? AND state = 'SENT'", (delivery_id,)
+            "SELECT proof_tries, transfers FROM deliveries WHERE id = ? AND state = 'SENT'", (delivery_id,)
         ).fetchone()
         if row is None:
             continue
         if sop_instance in held:
             outbox.confirm(database, delivery_id, how)
             confirmed += 1
+        elif row[0] + 1 >= MISSES_LIMIT and row[1] >= TRANSFERS_LIMIT:
+            words = f"it was taken {row[1]} times, and the destination does not have it, says {how}"
+            outbox.disown(database, delivery_id, words)
         elif row[0] + 1 >= MISSES_LIMIT:
             outbox.requeue(database, delivery_id, f"the destination does not have it, says {how}")
         else:

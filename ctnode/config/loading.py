@@ -216,8 +216,28 @@ def _check_together(config: Config) -> None:
     for target in config.targets:
         _check_target(target)
     _check_routes(config)
+    _check_made(config)
     _check_external(config)
     check_rules(config.completion_rules, [peer.name for peer in config.peers])
+
+
+def _check_made(config: Config) -> None:
+    """Refuse to send by name what is never made: it would be missing at the destination without a word."""
+    outputs = config.outputs
+    switches = {"report": "outputs.lungs", "seg": "outputs.seg", "sr": "outputs.sr"}
+    made = {
+        "report": outputs.lungs, "seg": outputs.lungs and outputs.seg != "none",
+        "sr": outputs.lungs and outputs.seg != "none" and outputs.sr,
+    }  # fmt: skip
+    asked = [("routes", route.name, route.send) for route in config.routes]
+    if not config.routes:
+        asked = [("targets", each.name, each.send) for each in config.targets if "send" in each.model_fields_set]
+    for section, name, kinds in asked:
+        for kind in (kind for kind in kinds if not made.get(kind, True)):
+            raise ConfigError(
+                f"{section}.send: {name} sends {kind}, which is not made",
+                hint=f"see {switches[kind]} and outputs.lungs",
+            )
 
 
 def _check_external(config: Config) -> None:

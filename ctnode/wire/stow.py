@@ -121,8 +121,12 @@ class Service:
                 yield SendResult(path, outcome, fault.status, fault.why, is_fault=True, may_have_arrived=fault.went_out)
             return
         except OSError as error:
-            for path, _meta in batch:
-                yield SendResult(path, Outcome.RETRY, None, f"cannot read the file: {error.strerror}")
+            # In the middle of a request: nothing else can follow on this connection.
+            self._close()
+            if len(batch) == 1:
+                yield SendResult(batch[0][0], Outcome.RETRY, None, f"cannot read the file: {error.strerror}")
+            for one in batch if len(batch) > 1 else ():
+                yield from self._store_batch([one])
             return
         stored, failed = _outcomes(answer.content)
         is_broken = answer.status == http.client.INTERNAL_SERVER_ERROR

@@ -171,6 +171,7 @@ DELIVERY_TRANSITIONS: Final[Mapping[tuple[DeliveryState, DeliveryEvent], Deliver
         (_D.SENDING, _DE.CANCEL): _D.CANCELLED,
         (_D.SENT, _DE.CONFIRM): _D.CONFIRMED,
         (_D.SENT, _DE.REQUEUE): _D.PENDING,
+        (_D.SENT, _DE.DIE): _D.DEAD,  # taken again and again, and never there
         (_D.CONFIRMED, _DE.REQUEUE): _D.PENDING,
         (_D.RETRY, _DE.COME_DUE): _D.PENDING,
         (_D.RETRY, _DE.CANCEL): _D.CANCELLED,

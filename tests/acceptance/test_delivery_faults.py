@@ -24,7 +24,7 @@ from tests.wire_peers import CT, uid
 
 pytestmark = pytest.mark.acceptance
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 3.0
 PAGE = Path(__file__).parents[2] / "docs" / "delivery.md"
 
 

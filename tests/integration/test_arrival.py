@@ -100,6 +100,24 @@ def test_a_query_confirms_and_what_is_missing_is_sent_again(tmp_path: Path, cloc
         assert node.root.one("SELECT count(*) FROM timeline WHERE text LIKE '%confirmed by pacs: query'") == 3
 
 
+def test_what_is_taken_again_and_again_and_never_there_is_given_up(tmp_path: Path, clock: Clock) -> None:
+    with keeper() as there, office(tmp_path, target("pacs", there.port, proof="query")) as node:
+        lost = uid(7, 1)
+        there.loses = {lost}
+        node.owe(node.series()[0], [lost], "pacs")
+        began = clock.now
+        while node.states() == ["SENT"] or clock.now == began:
+            node.work()
+            clock.now += 700.0
+        (given_up,) = node.deliveries()
+        assert (given_up.state, given_up.transfers) == ("DEAD", proofs.TRANSFERS_LIMIT)
+        assert given_up.comment == "it was taken 8 times, and the destination does not have it, says query"
+        there.loses = set()
+        node.retry("pacs")
+        node.work()
+        assert node.states() == ["SENT"]
+
+
 class Scripted:
     """A commitment SCP that says what it is told, on the same association; pynetdicom's own cannot."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,6 +171,25 @@ def test_one_object_at_which_a_service_breaks_holds_up_no_other(tmp_path: Path) 
         results = list(stow.store(files))
     assert [one.outcome for one in results] == [Outcome.SENT, Outcome.RETRY, Outcome.SENT, Outcome.SENT]
     assert (results[1].status, results[1].is_fault) == (500, False)
+
+
+def test_one_file_that_cannot_be_read_here_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = objects(tmp_path, 3)
+    opened: list[str] = []
+    whole = Path.open
+
+    def bad_sector(path: Path, *arguments: Any, **more: Any) -> Any:
+        opened.append(path.name)
+        # Its head can be read, and when it is its turn it cannot.
+        if path == files[1] and opened.count(path.name) > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", bad_sector)
+    with web(lambda *_: (200, {}, b"")) as there, service(there.port) as stow:
+        results = list(stow.store(files))
+    assert [one.outcome for one in results] == [Outcome.SENT, Outcome.RETRY, Outcome.SENT]
+    assert (results[1].comment, results[1].is_fault) == ("cannot read the file: Input/output error", False)
 
 
 def test_what_the_service_has_already_is_there(tmp_path: Path) -> None:

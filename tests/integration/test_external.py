@@ -162,6 +162,17 @@ def test_only_deidentified_bytes_come_out(tmp_path: Path, objects: dict[str, Pat
         assert scratch(node) == []
 
 
+def test_files_for_the_outside_are_named_by_the_uids_they_have_there(tmp_path: Path, objects: dict[str, Path]) -> None:
+    with outside("folder", tmp_path) as (node, _):
+        owe(node, revision_of(node), objects)
+        node.work()
+        mapped = deid.Profile("TRIAL", b"k" * 32).mapped_uid
+        own = [one for file in objects.values() if (one := named(file)) is not None]
+        wanted = {f"{mapped(one.study)}/{mapped(one.series)}/{mapped(one.sop_instance)}.dcm" for one in own}
+        shelf = tmp_path / "shelf"
+        assert {str(file.relative_to(shelf)) for file in shelf.rglob("*") if file.is_file()} == wanted
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_deidentified_stays_here_and_says_why(
     tmp_path: Path, objects: dict[str, Path], kind: str

@@ -272,6 +272,13 @@ when = 'calling_ae == "SENDER" and has PatientName'
         ("when = 'SliceThicknes < 3'", ("at character 1", "SliceThickness")),
         ('send = ["report"]', ("send and to belong together",)),
         ('send = ["report"]\nto = ["nobody"]', ("names no target nobody",)),
+        (
+            (
+                "send = ['seg']\nto = ['shelf']\n[[targets]]\nname = 'shelf'\nkind = 'folder'\npath = '.'\n"
+                "[outputs]\nseg = 'none'"
+            ),
+            ("a sends seg, which is not made", "outputs.seg"),
+        ),
         ("run = 'none'\nwhen = 'lungs == \"OK\"'", ("makes no results",)),
         ("level = 'study'\nwhen = 'lungs == \"OK\"'", ("before there are results",)),
         ("[[routes]]\nname = 'b'", ("both the default",)),

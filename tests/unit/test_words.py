@@ -140,7 +140,7 @@ def test_deliveries() -> None:
     """
     assert ways(DELIVERY_TRANSITIONS, "PENDING") == {"SENDING", "DEAD", "CANCELLED"}
     assert ways(DELIVERY_TRANSITIONS, "SENDING") == {"PENDING", "SENT", "RETRY", "DEAD", "CANCELLED"}
-    assert ways(DELIVERY_TRANSITIONS, "SENT") == {"CONFIRMED", "PENDING"}
+    assert ways(DELIVERY_TRANSITIONS, "SENT") == {"CONFIRMED", "PENDING", "DEAD"}
     assert ways(DELIVERY_TRANSITIONS, "RETRY") == {"PENDING", "DEAD", "CANCELLED"}
     assert ends(DELIVERY_TRANSITIONS) == set()
 
