@@ -370,7 +370,7 @@ def test_an_answer_from_before_the_quiet_time_is_asked_for_again_and_then_proves
 
 @pytest.mark.usefixtures("answering")
 def test_a_question_that_nobody_plans_is_not_waited_for(watch: Watch) -> None:
-    assert watch.go(QUIET_S + 4.0) == []
+    assert watch.go(QUIET_S + 14.0) == []
     (ripe,) = watch.go(2.0)
     assert ripe.decision.verdict is Verdict.LIKELY
 
