@@ -525,6 +525,22 @@ def test_what_happens_to_a_suspect_series_is_reloaded(tmp_path: Path) -> None:
     root.close()
 
 
+def test_a_shorter_longest_wait_is_reloaded_for_what_waits_already(tmp_path: Path) -> None:
+    root = Root(tmp_path / "node")
+    long, short = (Config(completion=Completion(quiet_s=0.01, max_wait_s=most)) for most in (500.0, 0.02))
+    role = Silent()
+    keeper = Keeper(long, root.layout, root.database, role, lambda: short)  # type: ignore[arg-type]
+    root.push(image for image in stack(6) if image.number != "4")
+    keeper._turn()
+    time.sleep(0.05)
+    keeper._turn()
+    assert root.one("SELECT state FROM revisions") == "RECEIVING"
+    role.reload_wanted = True
+    keeper._turn()
+    assert root.one("SELECT verdict FROM revisions") == "SUSPECT"
+    root.close()
+
+
 def test_the_keeper_waits_by_the_rule_for_sender_and_modality_and_notes_it(tmp_path: Path) -> None:
     root = Root(tmp_path / "node")
     rules = (
