@@ -25,7 +25,7 @@ from ctnode.config import Config
 from ctnode.flow.delivery import deliver
 from ctnode.flow.keeper import keep
 from ctnode.flow.worker import work
-from ctnode.ops import log
+from ctnode.ops import audit, log
 from ctnode.ops.durable import lock
 from ctnode.ops.notify import FIRST_HANDED, notify, notify_reloading
 from ctnode.ops.role import Role, die_with_parent, read_reports, sweep_reports
@@ -69,7 +69,16 @@ def run_role(name: str, loader: Reload, *, supervisor: tuple[int, int] | None = 
         sweep_reports(layout.run)
     control = supervisor[1] if supervisor is not None else None
     with Role(name, layout.run, config.digest(), control=control) as role:
-        return ROLES[name](config, role, _Reloader(config, loader, role))
+        _audit(config, f"{name} started")
+        try:
+            return ROLES[name](config, role, _Reloader(config, loader, role))
+        finally:
+            _audit(config, f"{name} stopped")
+
+
+def _audit(config: Config, what: str) -> None:
+    record = audit.Record(audit.Event.APPLICATION_ACTIVITY, audit.Action.EXECUTE, audit.operator(), what)
+    audit.note(config.root, record, enabled=config.audit.enabled)
 
 
 class _Reloader:

@@ -55,6 +55,7 @@ class Image:
     model: str = "SCANNER 64"
     software: str = "1.0"
     modality: str = "CT"
+    image_type: str = "ORIGINAL\\PRIMARY\\AXIAL"
     pixels: bytes = b"\1\2\3\4"
     # Further elements as group, element, VR and value.
     more: tuple[tuple[int, int, str, bytes | str], ...] = ()
@@ -62,7 +63,7 @@ class Image:
     def encode(self) -> bytes:
         """Return the data set in explicit little endian."""
         elements: list[tuple[int, int, str, bytes | str]] = [
-            (0x08, 0x08, "CS", "ORIGINAL\\PRIMARY\\AXIAL"),
+            (0x08, 0x08, "CS", self.image_type),
             (0x08, 0x16, "UI", self.sop_class),
             (0x08, 0x18, "UI", self.sop),
             (0x08, 0x60, "CS", self.modality),
@@ -188,6 +189,7 @@ class Root:
         return [
             *invariants.check_store(self.database, self.layout),
             *invariants.check_states(self.database),
+            *invariants.check_removals(self.database, self.layout),
             *invariants.check_integrity(self.database),
         ]
 

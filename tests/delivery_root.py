@@ -99,10 +99,10 @@ class Office:
         self.recorder.__exit__(None, None, None)
         self.root.close()
 
-    def reconfigure(self, targets: Sequence[Mapping[str, object]]) -> None:
-        """Give the next process other targets."""
+    def reconfigure(self, targets: Sequence[Mapping[str, object]], **sections: Any) -> None:
+        """Give the next process other targets, and other values of whole sections."""
         values = {**self.config.model_dump(exclude_none=True), "targets": [dict(target) for target in targets]}
-        self.config = Config.model_validate(values)
+        self.config = Config.model_validate({**values, **sections})
 
     def retry(self, *dead_of: str) -> None:
         """Let all that waits, that a killed process held, or that these targets refused be due now."""

@@ -67,9 +67,9 @@ def plan(database: Database, peers: Collection[str]) -> None:
         for revision_id, job_id, state, peer in due:
             if job_id is None:
                 database.execute(
-                    "INSERT INTO jobs (kind, revision_id, state, due_at, peer) VALUES (?, ?, ?, ?, ?)"
+                    "INSERT INTO jobs (id, kind, revision_id, state, due_at, peer) VALUES (?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (revision_id, kind) DO NOTHING",
-                    (ASK, revision_id, JobState.QUEUED, now, peer),
+                    (database.fresh_id("jobs"), ASK, revision_id, JobState.QUEUED, now, peer),
                 )
             else:
                 after = next_state(JOB_TRANSITIONS, JobState(state), JobEvent.REQUEUE)

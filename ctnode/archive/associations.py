@@ -59,6 +59,14 @@ def begin(database: Database, name: str, opened: Mapping[str, object], opened_at
     return Association(**row)
 
 
+def last_arrival(database: Database, association_id: int, opened_at: float) -> float:
+    """Return when an association brought its last settled instance, or began."""
+    (last,) = database.execute(
+        "SELECT max(last_arrival) FROM association_series WHERE association_id = ?", (association_id,)
+    ).fetchone()
+    return opened_at if last is None else max(opened_at, float(last))
+
+
 def end(database: Database, association: Association, ending: Ending) -> None:
     """Write down once how an association ended, also in the timeline of each series that it fed; in a transaction."""
     changed = database.execute(

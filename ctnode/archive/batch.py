@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ctnode.archive import timeline
 from ctnode.archive.database import Database
 
 # Study, series, and what all instances of a series share: patient key, frame of reference, rows, columns.
@@ -42,6 +43,7 @@ class _SeriesSum:
 @dataclass(slots=True)
 class _FedSum:
     instances: int = 0
+    bytes: int = 0
     duplicates: int = 0
     last_arrival: float = 0.0
 
@@ -66,6 +68,8 @@ class Batch:
     # By association and series.
     _fed: dict[tuple[int, int], _FedSum] = field(default_factory=dict)
     _counters: Counter[str] = field(default_factory=Counter)
+    # By series, and whether they are kept.
+    _returned: Counter[tuple[int, bool]] = field(default_factory=Counter)
 
     def touch_study(self, study_id: int, at: float) -> None:
         """Note when something came for a study."""
@@ -81,7 +85,9 @@ class Batch:
         total.last_at = max(total.last_at, at)
         total.ct_instances += is_ct
         total.own_instances += is_own
-        self._fed_by(association_id, series_id, at).instances += 1
+        fed = self._fed_by(association_id, series_id, at)
+        fed.instances += 1
+        fed.bytes += size_bytes
         self.count("instances")
         self.count("bytes", size_bytes)
 
@@ -90,6 +96,18 @@ class Batch:
         self._series.setdefault(series_id, _SeriesSum()).duplicates += 1
         self._fed_by(association_id, series_id, at).duplicates += 1
         self.count("duplicates")
+
+    def add_returned(self, series_id: int, *, is_kept: bool) -> None:
+        """Count an image that retention had deleted and that came again."""
+        self._returned[series_id, is_kept] += 1
+
+    def add_restored(self, series_id: int, size_bytes: int) -> None:
+        """Count an image that is kept again; who made it, and of what kind it is, the series knows from before."""
+        total = self._series.setdefault(series_id, _SeriesSum())
+        total.instances += 1
+        total.bytes += size_bytes
+        self.count("instances")
+        self.count("bytes", size_bytes)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a kept counter of the node."""
@@ -124,13 +142,22 @@ class Batch:
             [(*key, fed.instances, fed.last_arrival) for key, fed in self._fed.items()],
         )
         many(
-            "UPDATE associations SET instances = instances + ?, duplicates = duplicates + ? WHERE id = ?",
-            [(fed.instances, fed.duplicates, association_id) for (association_id, _), fed in self._fed.items()],
+            "UPDATE associations SET instances = instances + ?, bytes = bytes + ?, duplicates = duplicates + ?"
+            " WHERE id = ?",
+            [(fed.instances, fed.bytes, fed.duplicates, who) for (who, _), fed in self._fed.items()],
         )
         for series_id, revision in self.revisions.items():
             self._write_revision(series_id, revision)
         for name, value in self._counters.items():
             self.database.count(name, value)
+        for (series_id, is_kept), count in self._returned.items():
+            self._tell_returned(series_id, count, is_kept=is_kept)
+
+    def _tell_returned(self, series_id: int, count: int, *, is_kept: bool) -> None:
+        (n,) = self.database.execute("SELECT max(n) FROM revisions WHERE series_id = ?", (series_id,)).fetchone()
+        what = "are kept again" if is_kept else "were dropped (retention.resent)"
+        words = f"{count} images that retention had deleted came again and {what}"
+        timeline.note(self.database, series_id, n or 1, "returned", words)
 
     def _fed_by(self, association_id: int, series_id: int, at: float) -> _FedSum:
         fed = self._fed.setdefault((association_id, series_id), _FedSum())

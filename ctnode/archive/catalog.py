@@ -35,13 +35,15 @@ class Series:
     deadline: float
     ct_instances: int
     own_instances: int
+    # Images that retention deleted.
+    deleted: int
 
 
 _SELECT: Final = (
     "SELECT series.id, studies.uid AS study, series.uid, series.split, series.modality, series.instances, series.bytes,"
-    " series.duplicates, series.flags, series.hold, series.last_at, series.ct_instances, series.own_instances,"
-    " revisions.n AS revision, revisions.state, revisions.verdict, revisions.evidence, revisions.reason,"
-    " revisions.deadline"
+    " series.duplicates, series.deleted, series.flags, series.hold, series.last_at, series.ct_instances,"
+    " series.own_instances, revisions.n AS revision, revisions.state, revisions.verdict, revisions.evidence,"
+    " revisions.reason, revisions.deadline"
     " FROM series JOIN studies ON studies.id = series.study_id"
     " JOIN revisions ON revisions.series_id = series.id"
     " AND revisions.n = (SELECT max(n) FROM revisions WHERE series_id = series.id)"

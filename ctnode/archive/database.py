@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import sqlite_utils
 
-from ctnode.archive.schema import MIGRATIONS
+from ctnode.archive.migrations import MIGRATIONS
 from ctnode.ops.durable import fsync_directory
 from ctnode.words import Unavailable
 
@@ -183,6 +183,15 @@ class Database:
             " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
             (name, by),
         )
+
+    def fresh_id(self, table: str) -> int:
+        """Return the next number of a table whose numbers are never given twice, inside the current transaction."""
+        row = self.connection.execute(
+            f"SELECT 1 + max(coalesce((SELECT max(id) FROM {table}), 0),"
+            " coalesce((SELECT value FROM counters WHERE name = ?), 0))",
+            (f"{table}.numbered",),
+        ).fetchone()
+        return int(row[0])
 
     def counters(self) -> dict[str, int]:
         """Return all kept counters."""

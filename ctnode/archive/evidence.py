@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Final
 
+from ctnode.archive import keys
 from ctnode.archive.database import Database
 from ctnode.words import Evidence, EvidenceKind
 
@@ -76,11 +77,14 @@ def is_in_progress(database: Database, study_id: int) -> bool:
 
 def missing(database: Database, evidence: Evidence) -> tuple[str, ...]:
     """Return the instances that a signal names and that the node does not hold."""
-    return tuple(
-        uid
-        for uid in evidence.instances
-        if database.execute("SELECT 1 FROM instances WHERE sop_instance = ? LIMIT 1", (uid,)).fetchone() is None
-    )
+    held: set[str] = set()
+    if evidence.series:
+        rows = database.execute(
+            "SELECT sop_instance FROM series JOIN instances ON instances.series_id = series.id WHERE series.uid = ?",
+            (evidence.series,),
+        )
+        held = {row[0] for row in rows}
+    return tuple(uid for uid in evidence.instances if uid not in held and not keys.is_held(database, uid))
 
 
 def version(database: Database) -> int:

@@ -16,7 +16,7 @@ from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.words import Issue, LungStatus, Severity, VolumeStatus
 
-_SIDECARS: Final = re.compile(r"ct(_[0-9]+)?\.json")
+SIDECARS: Final = re.compile(r"ct(_[0-9]+)?\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def rebuild(database: Database, layout: Layout) -> tuple[str, ...]:
         " WHERE NOT EXISTS (SELECT 1 FROM volumes WHERE volumes.revision_id = revisions.id)"
     ).fetchall():
         folder = layout.result_directory(study, uid, split, n)
-        sidecars = [path for path in folder.glob("ct*.json") if _SIDECARS.fullmatch(path.name)]
+        sidecars = [path for path in folder.glob("ct*.json") if SIDECARS.fullmatch(path.name)]
         try:
             found = [Finding.of_sidecar(path) for path in sidecars]
         except (OSError, KeyError, TypeError, ValueError, AttributeError):

@@ -271,8 +271,17 @@ def _meta(view: elements.Buffer, *, whole: bool) -> Meta:
 def _patient_key(found: dict[int, bytes]) -> str:
     """Return a digest that tells patients apart: by ID and issuer, else by name and birth date."""
     parts = [text(found.get(tag, b"")) for tag in (_PATIENT_ID, _PATIENT_ISSUER)]
-    if not parts[0]:
-        parts = ["", *(text(found.get(tag, b"")) for tag in (_PATIENT_NAME, _PATIENT_BIRTH))]
+    if parts[0]:
+        return patient_key(*parts)
+    return _digest("", *(text(found.get(tag, b"")) for tag in (_PATIENT_NAME, _PATIENT_BIRTH)))
+
+
+def patient_key(patient_id: str, issuer: str) -> str:
+    """Return the digest that stands for a Patient ID of an issuer in the index."""
+    return _digest(patient_id, issuer)
+
+
+def _digest(*parts: str) -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 

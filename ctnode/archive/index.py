@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctnode.archive import timeline
+from ctnode.archive import removal, timeline, tombstones
 from ctnode.archive.associations import Association
 from ctnode.archive.batch import Batch, OpenRevision, Place
 from ctnode.archive.database import Database
@@ -44,12 +44,17 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an arrival belongs; ``is_new`` is false for an instance that the index had already."""
+    """Where an arrival belongs; ``is_new`` is false for an instance that the index had already, or that had gone.
+
+    One that ``is_dropped`` belongs nowhere: a rule deleted it, and the configuration wants it no more.
+    """
 
     source: Path
     final: Path
     series_id: int
+    association_id: int
     is_new: bool
+    is_dropped: bool = False
 
 
 # Returns the quiet seconds of an arrival's series in its n-th revision, from AE titles, peer, modality and n.
@@ -66,6 +71,8 @@ class Index:
         self.database = database
         self.layout = layout
         self.quiet = quiet
+        # Whether what retention deleted is kept when it is sent again.
+        self.keeps_resent = True
 
     def note_attempts(self, names: Sequence[str]) -> dict[str, int]:
         """Count an attempt at each file that did not end well; return the counts with this one."""
@@ -111,22 +118,33 @@ class Index:
         header = arrival.header
         series = self._place(arrival, batch)
         known = self.database.execute(
-            "SELECT path, digest, transfer_syntax, association_id, arrived_at FROM instances"
+            "SELECT id, path, digest, transfer_syntax, association_id, arrived_at FROM instances"
             " WHERE series_id = ? AND sop_instance = ?",
             (series.id, header.uids.sop_instance),
         ).fetchall()
-        for path, digest, transfer_syntax, *arrived in known:
+        for instance_id, path, digest, transfer_syntax, *arrived in known:
             if digest == header.digest and transfer_syntax == header.transfer_syntax:
+                # It stays after all, with the file that came now if its own is gone.
+                self.database.execute("DELETE FROM going WHERE instance_id = ?", (instance_id,))
                 if arrived != [arrival.association.id, arrival.arrived_at]:
                     # Else it is the file of this very row, whose move a crash cut short.
                     self._again(series, arrival, batch)
-                return Placement(arrival.path, self.layout.store / path, series.id, is_new=False)
+                return Placement(
+                    arrival.path, self.layout.store / path, series.id, arrival.association.id, is_new=False
+                )
         final = self._free_path(series, header, is_conflict=bool(known))
+        stone = tombstones.find(
+            self.database, series.id, header.uids.sop_instance, header.digest, header.transfer_syntax
+        )
+        if stone is not None and not known:
+            return self._come_back(series, arrival, stone, final, batch)
+        if stone is not None:
+            tombstones.drop(self.database, series.id, stone)
         if known:
             self._conflict(series, arrival, batch)
         revision = self._revision(series, arrival, batch)
         self._instance(series.id, arrival, str(final), revision, batch)
-        return Placement(arrival.path, self.layout.store / final, series.id, is_new=True)
+        return Placement(arrival.path, self.layout.store / final, series.id, arrival.association.id, is_new=True)
 
     def _place(self, arrival: Arrival, batch: Batch) -> Place:
         uids = arrival.header.uids
@@ -135,6 +153,7 @@ class Index:
         if place is None:
             study_id = self._study(uids.study, arrival.arrived_at)
             place = batch.places[key] = self._series(study_id, arrival)
+            removal.stop(self.database, place.id, "more of it came")
         batch.touch_study(place.study_id, arrival.arrived_at)
         return place
 
@@ -212,6 +231,21 @@ class Index:
             (at, at, series.id),
         )
 
+    def _come_back(
+        self, series: Place, arrival: Arrival, stone: tombstones.Tombstone, final: Path, batch: Batch
+    ) -> Placement:
+        """Take a deleted image that was sent again: as what it was, in its old revision, or not at all."""
+        self._again(series, arrival, batch)
+        batch.add_returned(series.id, is_kept=self.keeps_resent)
+        if self.keeps_resent:
+            tombstones.drop(self.database, series.id, stone)
+            self._insert(series.id, arrival, str(final), stone.revision, stone.instance_id)
+            batch.add_restored(series.id, arrival.header.dataset_bytes)
+        return Placement(
+            arrival.path, self.layout.store / final, series.id, arrival.association.id,
+            is_new=False, is_dropped=not self.keeps_resent,
+        )  # fmt: skip
+
     def _conflict(self, series: Place, arrival: Arrival, batch: Batch) -> None:
         self._flag(series.id, "CONFLICT")
         self._retire_older(series.id, arrival.header.uids.sop_instance)
@@ -257,19 +291,7 @@ class Index:
 
     def _instance(self, series_id: int, arrival: Arrival, path: str, revision: int, batch: Batch) -> None:
         header = arrival.header
-        self.database.execute(
-            "INSERT INTO instances"
-            " (series_id, sop_instance, sop_class, transfer_syntax, digest, path, bytes, arrived_at, association_id,"
-            " revision, instance_number, position_mm, is_localizer, acquisition, images_in_acquisition, concatenation,"
-            " in_concatenation, concatenation_total, frames)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                series_id, header.uids.sop_instance, header.uids.sop_class, header.transfer_syntax, header.digest, path,
-                header.dataset_bytes, arrival.arrived_at, arrival.association.id, revision, header.instance_number,
-                header.position_mm, int(header.is_localizer), header.acquisition, header.images_in_acquisition,
-                header.concatenation or None, header.in_concatenation, header.concatenation_total, header.frames,
-            ),
-        )  # fmt: skip
+        self._insert(series_id, arrival, path, revision)
         batch.add_instance(
             series_id,
             arrival.association.id,
@@ -278,6 +300,28 @@ class Index:
             is_ct=header.uids.sop_class in CT_CLASSES,
             is_own=header.is_own_result,
         )
+
+    def _insert(
+        self, series_id: int, arrival: Arrival, path: str, revision: int, identifier: int | None = None
+    ) -> None:
+        """Insert the row of an instance; no number is given twice, since frozen lists name deleted ones too."""
+        header = arrival.header
+        self.database.execute(
+            "INSERT INTO instances"
+            " (id, series_id, sop_instance, sop_class, transfer_syntax, digest, path, bytes, arrived_at,"
+            " association_id, revision, instance_number, position_mm, is_localizer, acquisition,"
+            " images_in_acquisition, concatenation, in_concatenation, concatenation_total, frames)"
+            " VALUES (coalesce(?, 1 + max(coalesce((SELECT max(id) FROM instances), 0),"
+            " coalesce((SELECT max(instance_id) FROM tombstones), 0))),"
+            " ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                identifier, series_id, header.uids.sop_instance, header.uids.sop_class, header.transfer_syntax,
+                header.digest, path, header.dataset_bytes, arrival.arrived_at, arrival.association.id, revision,
+                header.instance_number, header.position_mm, int(header.is_localizer), header.acquisition,
+                header.images_in_acquisition, header.concatenation or None, header.in_concatenation,
+                header.concatenation_total, header.frames,
+            ),
+        )  # fmt: skip
 
     def quarantine(self, path: Path, association: str, reason: str) -> None:
         """Write down that a file could not be settled and lies in quarantine."""

@@ -9,6 +9,7 @@ from typing import Final
 from ctnode.archive.database import Database
 from ctnode.archive.incoming import KEPT_SUFFIX
 from ctnode.archive.layout import Layout
+from ctnode.archive.removal import GONE
 
 STEP: Final = 1000
 
@@ -22,11 +23,40 @@ def check_store(database: Database, layout: Layout) -> Iterator[str]:
         relative = str(file.relative_to(layout.store))
         if database.execute("SELECT 1 FROM instances WHERE path = ? LIMIT 1", (relative,)).fetchone() is None:
             yield f"store/{relative} has no row in the index"
-    missing = [path for path in _paths(database) if not (layout.store / path).is_file()]
+    missing = [path for path in _paths(database) if _is_lost(database, layout, path)]
     waiting = sum(1 for _ in layout.incoming.glob(f"*/*{KEPT_SUFFIX}"))
     # A second look, for those that a running keeper has moved since.
-    gone = [path for path in missing if not (layout.store / path).is_file()]
+    gone = [path for path in missing if _is_lost(database, layout, path)]
     yield from (f"the index names store/{path}, which is not there" for path in gone[waiting:])
+
+
+def _is_lost(database: Database, layout: Layout, path: str) -> bool:
+    """Return whether a file is nowhere although its row neither says that it is going nor has gone with it."""
+    if (layout.store / path).is_file():
+        return False
+    row = database.execute(
+        "SELECT 1 FROM instances WHERE path = ? AND id NOT IN (SELECT instance_id FROM going)", (path,)
+    ).fetchone()
+    return row is not None
+
+
+def check_removals(database: Database, layout: Layout) -> Iterator[str]:
+    """Yield each breach among what was deleted and what is going."""
+    for identity in database.execute(
+        "SELECT series_id, sop_instance FROM tombstones JOIN instances USING (series_id, sop_instance, digest,"
+        " transfer_syntax)"
+    ):
+        yield f"instance {identity[1]} of series {identity[0]} is there and has a tombstone"
+    for series_id, kept, counted in database.execute(
+        "SELECT series_id, deleted, count(*) FROM tombstones JOIN series ON series.id = series_id GROUP BY series_id"
+    ):
+        if kept != counted:
+            yield f"series {series_id} says that {kept} images were deleted, its tombstones are {counted}"
+    for folder in layout.results.glob(f"*/*/{GONE}*"):
+        identifier = folder.name.rpartition("-")[2]
+        is_open = database.execute("SELECT 1 FROM removals WHERE id = ? AND ended_at IS NULL", (identifier,)).fetchone()
+        if is_open is None and folder.exists():
+            yield f"{folder.name} in {folder.parent} belongs to no removal that goes on"
 
 
 def _paths(database: Database) -> Iterator[str]:

@@ -35,6 +35,8 @@ MAX_RETRY_S: Final = 600.0
 
 # Only with these very conditions does the planner take the partial index.
 _OPEN: Final = "state IN ('QUEUED', 'RUNNING', 'RETRY')"
+# Nothing is put off for longer than MAX_RETRY_S: what seems to be was written before somebody set the clock back.
+_DUE: Final = f"(due_at <= ?1 OR due_at > ?1 + {MAX_RETRY_S})"
 # Questions to peers are the affair of another role and move no revision (see ``archive.asks``).
 _WORK: Final = f"{_OPEN} AND kind <> 'ask'"
 
@@ -81,14 +83,14 @@ def claim(database: Database, owner: str) -> Lease | None:
     with database.immediate():
         _release_lost(database, now)
         database.execute(
-            f"UPDATE jobs SET state = 'QUEUED' WHERE {_WORK} AND state = 'RETRY' AND due_at <= ?",
+            f"UPDATE jobs SET state = 'QUEUED' WHERE {_WORK} AND state = 'RETRY' AND {_DUE}",
             (now,),
         )
         row = database.execute(
-            "UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, owner = ?, lease_until = ?, started_at = ?,"
-            f" ended_at = NULL WHERE id = (SELECT id FROM jobs WHERE {_WORK} AND state = 'QUEUED' AND due_at <= ?"
+            "UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, owner = ?2, lease_until = ?3, started_at = ?1,"
+            f" ended_at = NULL WHERE id = (SELECT id FROM jobs WHERE {_WORK} AND state = 'QUEUED' AND {_DUE}"
             " ORDER BY priority DESC, due_at, id LIMIT 1) RETURNING id, revision_id, attempt",
-            (owner, now + LEASE_S, now, now),
+            (now, owner, now + LEASE_S),
         ).fetchone()
         if row is None:
             return None
@@ -104,7 +106,7 @@ def _anything_due(database: Database, now: float) -> bool:
     return (
         database.execute(
             f"SELECT 1 FROM jobs WHERE {_WORK}"
-            " AND (CASE state WHEN 'RUNNING' THEN lease_until ELSE due_at END) <= ? LIMIT 1",
+            f" AND CASE state WHEN 'RUNNING' THEN lease_until <= ?1 ELSE {_DUE} END LIMIT 1",
             (now,),
         ).fetchone()
         is not None

@@ -10,11 +10,15 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from ctnode.archive import outbox
 from ctnode.archive.database import Database
 from ctnode.archive.outbox import OPEN
+from ctnode.archive.patience import given_up_words
 
 # The first second of the year 9999: what ISO 8601 can still write.
 FOR_EVER: Final = 253370764800.0
+# Between the name of a target of kind "sender" and that of the peer; no name holds it.
+AT: Final = "@"
 # Counting stops here: a list of late objects is long enough then.
 COUNT_LIMIT: Final = 1000
 _WAITING: Final = "state IN ('SENDING', 'RETRY')"
@@ -79,16 +83,27 @@ def _anything_due(database: Database, name: str, now: float) -> bool:
     return bool(found)
 
 
-def failed(database: Database, name: str, comment: str, wait_s: float) -> None:
-    """Write down that a destination failed as a whole, and leave it alone for ``wait_s``."""
+def failed(database: Database, name: str, comment: str, wait_s: float, give_up_s: float | None = None) -> None:
+    """Write down that a destination failed as a whole, and leave it alone for ``wait_s``.
+
+    What has waited for ``give_up_s`` while it failed for as long is given up; a pause is no failing.
+    """
     now = time.time()
     with database.immediate():
         database.execute("INSERT OR IGNORE INTO lanes (name) VALUES (?)", (name,))
         database.execute(
-            "UPDATE lanes SET failures = failures + 1, due_at = ?, failing_since = coalesce(failing_since, ?),"
-            " comment = ? WHERE name = ?",
-            (now + wait_s, now, comment, name),
+            "UPDATE lanes SET failures = failures + 1, due_at = ?1, comment = ?2, failing_since = coalesce(max("
+            "failing_since, CASE WHEN paused_until <= ?3 THEN paused_until ELSE 0 END), ?3) WHERE name = ?4",
+            (now + wait_s, comment, now, name),
         )
+    since = get(database, name).failing_since
+    if give_up_s is None or since is None or now - since < give_up_s:
+        return
+    words = given_up_words(give_up_s, comment)
+    has_more = True
+    while has_more:
+        with database.immediate():
+            has_more = outbox.give_up(database, name, now - give_up_s, words) > 0
 
 
 def well(database: Database, name: str) -> None:
@@ -100,14 +115,23 @@ def well(database: Database, name: str) -> None:
 
 
 def hurry(database: Database, name: str) -> None:
-    """Let the next try be now, inside the current transaction."""
-    database.execute("UPDATE lanes SET due_at = 0 WHERE name = ?", (name,))
+    """Let the next try be now, at a sender as at all of its lanes, inside the current transaction."""
+    database.execute(
+        "UPDATE lanes SET due_at = 0 WHERE name = ?1 OR substr(name, 1, length(?1) + 1) = ?1 || ?2", (name, AT)
+    )
 
 
 def pause(database: Database, name: str, until: float | None) -> None:
-    """Send nothing to a destination until a time, or resume with None, inside the current transaction."""
+    """Send nothing to a destination until a time, or resume with None, inside the current transaction.
+
+    A destination that is the sender has a lane for each peer: all of them.
+    """
     database.execute("INSERT OR IGNORE INTO lanes (name) VALUES (?)", (name,))
-    database.execute("UPDATE lanes SET paused_until = ? WHERE name = ?", (until, name))
+    database.execute(
+        "UPDATE lanes SET paused_until = ?1, failing_since = iif(?1 IS NULL, NULL, failing_since)"
+        " WHERE name = ?2 OR substr(name, 1, length(?2) + 1) = ?2 || ?3",
+        (until, name, AT),
+    )
 
 
 def backlog(database: Database, name: str, late_s: float) -> Backlog:

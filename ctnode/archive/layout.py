@@ -89,6 +89,11 @@ class Layout:
         return self.root / "quarantine"
 
     @property
+    def tombstones(self) -> Path:
+        """Return the folder of the records of what retention deleted; it is made when something is."""
+        return self.root / "tombstones"
+
+    @property
     def run(self) -> Path:
         """Return the folder of locks, sockets and counters."""
         return self.root / "run"
@@ -111,6 +116,10 @@ class Layout:
     def store_path(self, study: str, series: str, split: int, sop_instance: str, *, suffix: str = "") -> Path:
         """Return where an instance lies, relative to ``store``; ``suffix`` tells apart other bytes of the same UID."""
         return Path(path_part(study)) / series_part(series, split) / f"{path_part(sop_instance)}{suffix}.dcm"
+
+    def tombstone_file(self, study: str, series: str, split: int) -> Path:
+        """Return the file that tells what retention deleted of a series."""
+        return self.tombstones / path_part(study) / f"{series_part(series, split)}.jsonl"
 
     def result_directory(self, study: str, series: str, split: int, revision: int) -> Path:
         """Return where the results of a revision are published."""

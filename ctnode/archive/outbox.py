@@ -9,6 +9,7 @@ from typing import Final
 
 from ctnode.archive import timeline
 from ctnode.archive.database import Database
+from ctnode.archive.patience import given_up_words, is_enough
 from ctnode.words import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, NotFound, next_state
 
 # Only one process delivers for a root, and it takes back at its start what another left under way.
@@ -20,6 +21,10 @@ ORIGINAL: Final = "original"
 OPEN: Final = "state IN ('PENDING', 'SENDING', 'RETRY')"
 # Only with this very condition does the planner take the partial index.
 _WAITING: Final = "state IN ('SENDING', 'RETRY')"
+_ARRIVED: Final = frozenset({DeliveryState.SENT, DeliveryState.CONFIRMED})
+_ATTEMPT: Final = (
+    "INSERT INTO delivery_attempts (delivery_id, attempt, ended_at, state, status, comment) VALUES (?, ?, ?, ?, ?, ?)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class Ending:
         Whether the whole object went out, with or without an answer.
     proof_s
         Seconds until the arrival is to be proved after ``SEND``; None: never.
+    give_up_s
+        Seconds since the first failure after which a ``FAIL`` is the last one; None: never.
     """
 
     delivery: Delivery
@@ -95,6 +102,7 @@ class Ending:
     wait_s: float = 0.0
     went_out: bool = False
     proof_s: float | None = None
+    give_up_s: float | None = None
 
 
 _COLUMNS: Final = (
@@ -107,22 +115,30 @@ def _record(row: dict[str, object]) -> Delivery:
 
 
 def post(database: Database, revision_id: int, parcels: Sequence[Parcel], *, again: bool = False) -> None:
-    """Owe parcels, inside the current transaction; what was sent with these very bytes only if ``again``."""
+    """Owe parcels, inside the current transaction; what was sent with these very bytes only if ``again``.
+
+    An image belongs to every later revision of its series too: it has one row a destination, whichever revision it is
+    owed by, so that a late image brings itself and not the whole series once more.
+    """
     now = time.time()
+    images = _images(database, revision_id) if any(parcel.kind == ORIGINAL for parcel in parcels) else {}
     for parcel in parcels:
         database.execute("INSERT OR IGNORE INTO lanes (name) VALUES (?)", (parcel.target,))
-        row = database.execute(
-            "SELECT id, state, digest FROM deliveries WHERE revision_id = ? AND target = ? AND path = ?",
-            (revision_id, parcel.target, parcel.path),
-        ).fetchone()
+        if parcel.kind == ORIGINAL:
+            row = images.get((parcel.target, parcel.path))
+        else:
+            row = database.execute(
+                "SELECT id, state, digest FROM deliveries WHERE revision_id = ? AND target = ? AND path = ?",
+                (revision_id, parcel.target, parcel.path),
+            ).fetchone()
         if row is None:
             database.insert(
-                "INSERT INTO deliveries (revision_id, series_id, target, lane, kind, path, digest, state, due_at,"
-                " posted_at, priority) VALUES (?1, (SELECT series_id FROM revisions WHERE id = ?1), ?2, ?2, ?3, ?4,"
+                "INSERT INTO deliveries (id, revision_id, series_id, target, lane, kind, path, digest, state, due_at,"
+                " posted_at, priority) VALUES (?9, ?1, (SELECT series_id FROM revisions WHERE id = ?1), ?2, ?2, ?3, ?4,"
                 " ?5, ?6, ?7, ?7, ?8)",
                 (
                     revision_id, parcel.target, parcel.kind, parcel.path, parcel.digest, DeliveryState.PENDING, now,
-                    parcel.priority,
+                    parcel.priority, database.fresh_id("deliveries"),
                 ),
             )  # fmt: skip
             continue
@@ -130,13 +146,26 @@ def post(database: Database, revision_id: int, parcels: Sequence[Parcel], *, aga
         database.execute(
             "UPDATE deliveries SET priority = max(priority, ?) WHERE id = ?", (parcel.priority, delivery_id)
         )
-        arrived = state in {DeliveryState.SENT, DeliveryState.CONFIRMED} and digest == parcel.digest
+        arrived = state in _ARRIVED and digest == parcel.digest
+        if again or not arrived:
+            database.execute("UPDATE deliveries SET revision_id = ? WHERE id = ?", (revision_id, delivery_id))
         if state != DeliveryState.SENDING and digest != parcel.digest:
             database.execute(
                 "UPDATE deliveries SET digest = ?, transfers = 0 WHERE id = ?", (parcel.digest, delivery_id)
             )
         if (again or not arrived) and state not in {DeliveryState.PENDING, DeliveryState.SENDING}:
             requeue(database, delivery_id)
+
+
+def _images(database: Database, revision_id: int) -> dict[tuple[str, str], tuple[int, str, str]]:
+    """Return the rows of the images of a series by destination and path: where there are several, what to go by."""
+    rows = database.execute(
+        "SELECT id, state, digest, target, path FROM deliveries"
+        " WHERE series_id = (SELECT series_id FROM revisions WHERE id = ?1) AND kind = ?2"
+        " ORDER BY revision_id = ?1, id",
+        (revision_id, ORIGINAL),
+    )
+    return {(target, path): (delivery_id, state, digest) for delivery_id, state, digest, target, path in rows}
 
 
 def requeue(database: Database, delivery_id: int, comment: str = "") -> None:
@@ -248,24 +277,26 @@ def failed(database: Database, delivery: Delivery, status: int | None, comment: 
 
 
 def settle(database: Database, endings: Sequence[Ending]) -> None:
-    """Write down how attempts ended, all in one transaction; what is no longer held is left as it is."""
+    """Write down how attempts ended, all in one transaction; what is held no longer or erased is left alone."""
     now = time.time()
     with database.immediate():
         for ending in endings:
-            current = get(database, ending.delivery.id)
-            if current.state is DeliveryState.SENDING and current.attempt == ending.delivery.attempt:
+            row = (ending.delivery.id, ending.delivery.attempt)
+            held = "SELECT 1 FROM deliveries WHERE id = ? AND attempt = ? AND state = 'SENDING'"
+            if database.execute(held, row).fetchone():
                 _settle(database, ending, now)
 
 
 def _settle(database: Database, ending: Ending, now: float) -> None:
-    delivery, event = ending.delivery, ending.event
-    is_superseded = _is_superseded(database, delivery.revision_id)
+    delivery, event, comment = ending.delivery, ending.event, ending.comment
+    is_superseded = _is_superseded(database, delivery.id)
     if event is DeliveryEvent.RELEASE and not is_superseded:
         _move(database, delivery.id, event, "attempt = attempt - 1")
         return
     if event in {DeliveryEvent.FAIL, DeliveryEvent.RELEASE} and is_superseded:
         event = DeliveryEvent.CANCEL
-    comment = ending.comment
+    if event is DeliveryEvent.FAIL and is_enough(database, delivery.id, ending.give_up_s, now):
+        event, comment = DeliveryEvent.DIE, given_up_words(ending.give_up_s, comment)
     if event is DeliveryEvent.SEND and delivery.transfers:
         comment = f"sent again: an earlier transfer arrived or may have{f'; {comment}' if comment else ''}"
         database.count("deliveries.repeated")
@@ -276,11 +307,7 @@ def _settle(database: Database, ending: Ending, now: float) -> None:
         " proof_tries = 0, transaction_uid = ''",
         ending.status, comment, now + ending.wait_s, now, ending.went_out, proof_at,
     )  # fmt: skip
-    database.insert(
-        "INSERT INTO delivery_attempts (delivery_id, attempt, ended_at, state, status, comment)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        (delivery.id, delivery.attempt, now, state, ending.status, comment),
-    )
+    database.insert(_ATTEMPT, (delivery.id, delivery.attempt, now, state, ending.status, comment))
     if delivery.kind != ORIGINAL or event is DeliveryEvent.DIE:
         _note(database, delivery, _words(ending, event, comment), ending.status, now)
 
@@ -300,11 +327,13 @@ def _note(database: Database, delivery: Delivery, words: str, status: int | None
     timeline.note(database, delivery.series_id, n, "delivery", f"{delivery.path}: {coded}", at=now)
 
 
-def _is_superseded(database: Database, revision_id: int) -> bool:
-    return (
-        database.execute("SELECT 1 FROM revisions WHERE id = ? AND state = 'SUPERSEDED'", (revision_id,)).fetchone()
-        is not None
-    )
+def _is_superseded(database: Database, delivery_id: int) -> bool:
+    # By its row, not by what was claimed: a later revision may have taken it over meanwhile.
+    found = database.execute(
+        "SELECT 1 FROM revisions WHERE id = (SELECT revision_id FROM deliveries WHERE id = ?) AND state = 'SUPERSEDED'",
+        (delivery_id,),
+    ).fetchone()
+    return found is not None
 
 
 def _move(database: Database, delivery_id: int, event: DeliveryEvent, assignments: str, *values: object) -> str:
@@ -312,6 +341,21 @@ def _move(database: Database, delivery_id: int, event: DeliveryEvent, assignment
     after = next_state(DELIVERY_TRANSITIONS, DeliveryState(state), event)
     database.execute(f"UPDATE deliveries SET state = ?, {assignments} WHERE id = ?", (after, *values, delivery_id))
     return str(after)
+
+
+def give_up(database: Database, lane: str, before: float, comment: str, *, limit: int = 500) -> int:
+    """Give up what is owed to a destination since before a time, inside the current transaction; returns how many."""
+    ids = database.execute(
+        f"SELECT id FROM deliveries WHERE {OPEN} AND lane = ? AND posted_at <= ? AND state <> 'SENDING' LIMIT ?",
+        (lane, before, limit),
+    ).fetchall()
+    now = time.time()
+    for (delivery_id,) in ids:
+        _move(database, delivery_id, DeliveryEvent.DIE, "comment = ?, ended_at = ?", comment, now)
+        delivery = get(database, delivery_id)
+        database.insert(_ATTEMPT, (delivery_id, delivery.attempt, now, delivery.state, None, comment))
+        _note(database, delivery, f"given up for {delivery.target}: {comment}", None, now)
+    return len(ids)
 
 
 def confirm(database: Database, delivery_id: int, comment: str) -> None:

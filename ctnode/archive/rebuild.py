@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from ctnode.archive import associations, timeline
+from ctnode.archive import associations, timeline, tombstones
 from ctnode.archive.associations import Association, Ending
 from ctnode.archive.batch import Batch
 from ctnode.archive.database import Database
 from ctnode.archive.header import Header, read_header
 from ctnode.archive.index import Arrival, Index
 from ctnode.archive.layout import Layout, parse_series_name
+from ctnode.archive.retention import Kind
 from ctnode.archive.revisions import get, keep, newest, supersede_older
+from ctnode.archive.tombstones import Tombstone
 from ctnode.words import BadInstance, RevisionState
 
 REBUILT: Final = "rebuilt"
@@ -50,8 +52,10 @@ def set_aside(layout: Layout) -> Path | None:
     return aside
 
 
-def rebuild(database: Database, layout: Layout) -> Rebuilt:
+def rebuild(database: Database, layout: Layout, note: Callable[[int, int], object] | None = None) -> Rebuilt:
     """Give each file of the store that has no row its row; the caller holds the keeper's lock.
+
+    ``note`` hears how many files of how many were looked at.
 
     The name of a file decides nothing but its split: UIDs and digest come from the file itself.
     """
@@ -64,7 +68,10 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
     touched: set[int] = set()
     count = 0
     # Older files first: of several with one UID the newest becomes current, as when they arrived.
-    for path in sorted(_files(layout.store), key=lambda path: (path.stat().st_mtime_ns, str(path))):
+    paths = sorted(_files(layout.store), key=lambda path: (path.stat().st_mtime_ns, str(path)))
+    for number, path in enumerate(paths):
+        if note is not None:
+            note(number, len(paths))
         if str(path.relative_to(layout.store)) in known:
             continue
         try:
@@ -77,6 +84,9 @@ def rebuild(database: Database, layout: Layout) -> Rebuilt:
     count += _adopt(index, door, batch, touched, unreadable)
     with database.immediate():
         associations.end(database, door, Ending(REBUILT, time.time()))
+    for place in sorted(layout.tombstones.glob("*/*.jsonl")):
+        with database.immediate():
+            _bury(database, layout, list(tombstones.lines_of(place)))
     states = [_settle(database, layout, series_id) for series_id in sorted(touched)]
     done = states.count(RevisionState.DONE)
     held = states.count(RevisionState.COMPLETE)
@@ -152,7 +162,7 @@ def _settle(database: Database, layout: Layout, series_id: int) -> RevisionState
         (series_id,),
     ).fetchone()
     place = layout.result_directory(study, uid, split, 1).parent
-    published = sorted(int(path.name[1:]) for path in place.glob("r*") if path.name[1:].isdigit())
+    published = sorted(_published(place) | _deleted_results(layout.tombstone_file(study, uid, split)))
     with database.immediate():
         ids = [row[0] for row in database.execute("SELECT id FROM instances WHERE series_id = ?", (series_id,))]
         present = {row[0] for row in database.execute("SELECT n FROM revisions WHERE series_id = ?", (series_id,))}
@@ -171,6 +181,86 @@ def _settle(database: Database, layout: Layout, series_id: int) -> RevisionState
         elif revision.state is RevisionState.COMPLETE:
             database.execute("UPDATE series SET hold = ? WHERE id = ?", (REBUILT, series_id))
         return get(database, revision.id).state
+
+
+def _published(place: Path) -> set[int]:
+    """Return the revisions whose results lie in the folder of a series."""
+    return {int(path.name[1:]) for path in place.glob("r*") if path.name[1:].isdigit()}
+
+
+def _deleted_results(place: Path) -> set[int]:
+    """Return the revisions of a series whose results were there and deleted by a rule."""
+    lines = tombstones.lines_of(place) if place.is_file() else ()
+    return {int(line["revision"]) for line in lines if line["what"] == Kind.RESULTS}
+
+
+def _bury(database: Database, layout: Layout, lines: list[dict[str, Any]]) -> None:
+    """Let the index know what retention deleted of a series; what is in the store again is not dead any more."""
+    if not lines:
+        return
+    of = lines[-1]["of"]
+    at = float(of["last_at"])
+    study_id = _study(database, of["study"], at)
+    series_id = _deleted_series(database, study_id, of)
+    stones: list[Tombstone] = []
+    images = {(image["sop_instance"], image["digest"], image["transfer_syntax"]): image
+              for line in lines if line["what"] == Kind.ORIGINALS for image in line["images"]}  # fmt: skip
+    (last,) = database.execute(
+        "SELECT max(coalesce((SELECT max(id) FROM instances), 0),"
+        " coalesce((SELECT max(instance_id) FROM tombstones), 0))"
+    ).fetchone()
+    for identity, image in images.items():
+        row = database.execute(
+            "SELECT id, path, bytes FROM instances WHERE series_id = ? AND sop_instance = ? AND digest = ?"
+            " AND transfer_syntax = ?",
+            (series_id, *identity),
+        ).fetchone()
+        if row is not None and (layout.store / row[1]).is_file():
+            continue
+        last += 1
+        stones.append(Tombstone(**{**image, "instance_id": last if row is None else row[0]}))
+        if row is not None:
+            # An old copy of the index, put back, has the row still.
+            database.execute("DELETE FROM going WHERE instance_id = ?", (row[0],))
+            database.execute("DELETE FROM instances WHERE id = ?", (row[0],))
+            database.execute("UPDATE series SET instances = instances - 1, bytes = bytes - ? WHERE id = ?",
+                             (row[2], series_id))  # fmt: skip
+            database.count("instances", -1)
+            database.count("bytes", -row[2])
+    known = {(stone.sop_instance, stone.digest, stone.transfer_syntax)
+             for stone in tombstones.of_series(database, series_id)}  # fmt: skip
+    fresh = [one for one in stones if (one.sop_instance, one.digest, one.transfer_syntax) not in known]
+    tombstones.add(database, series_id, fresh)
+    if database.execute("SELECT 1 FROM revisions WHERE series_id = ?", (series_id,)).fetchone() is None:
+        made = {int(line["revision"]) for line in lines if line["what"] == Kind.RESULTS}
+        made |= _published(layout.result_directory(of["study"], of["series"], of["split"], 1).parent)
+        _end_deleted(database, series_id, lines, made, [stone.instance_id for stone in fresh])
+
+
+def _deleted_series(database: Database, study_id: int, of: dict[str, Any]) -> int:
+    row = database.execute(
+        "SELECT id FROM series WHERE study_id = ? AND uid = ? AND split = ?", (study_id, of["series"], of["split"])
+    ).fetchone()
+    if row is not None:
+        return int(row[0])
+    database.count("series")
+    names = ("split", "modality", "patient_key", "frame_of_reference", "rows", "columns", "ct_instances",
+             "own_instances", "first_at", "last_at")  # fmt: skip
+    return database.insert(
+        f"INSERT INTO series (study_id, uid, {', '.join(names)}) VALUES (?, ?, {', '.join('?' * len(names))})",
+        (study_id, of["series"], *(of[name] for name in names)),
+    )
+
+
+def _end_deleted(
+    database: Database, series_id: int, lines: list[dict[str, Any]], made: set[int], ids: list[int]
+) -> None:
+    """Give a series of which no image is left its last revision, whose frozen list names what may come back."""
+    if database.execute("SELECT 1 FROM instances WHERE series_id = ? LIMIT 1", (series_id,)).fetchone():
+        return
+    seen = [int(image["revision"]) for line in lines for image in line.get("images", ())]
+    state = RevisionState.DONE if made else RevisionState.KEPT
+    _insert_revision(database, series_id, max([*made, *seen, 1]), state, ids)
 
 
 def _end_waiting(database: Database, series_id: int, published: list[int], ids: list[int]) -> None:

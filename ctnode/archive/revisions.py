@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ctnode.archive import evidence, timeline
+from ctnode.archive import evidence, timeline, tombstones
 from ctnode.archive.database import Database
 from ctnode.words import (
     DELIVERY_TRANSITIONS,
@@ -179,8 +179,8 @@ def queue(
     now = time.time()
     if row is None:
         database.insert(
-            "INSERT INTO jobs (kind, revision_id, state, due_at, priority) VALUES (?, ?, ?, ?, ?)",
-            (PIPELINE, revision.id, JobState.QUEUED, now, priority),
+            "INSERT INTO jobs (id, kind, revision_id, state, due_at, priority) VALUES (?, ?, ?, ?, ?, ?)",
+            (database.fresh_id("jobs"), PIPELINE, revision.id, JobState.QUEUED, now, priority),
         )
     else:
         state = next_state(JOB_TRANSITIONS, JobState(row[1]), JobEvent.REQUEUE)
@@ -243,9 +243,10 @@ def requeue(database: Database, series_id: int) -> Revision:
     Raises
     ------
     WrongState
-        If it is still receiving, or queued or running already.
+        If it is still receiving, queued or running already, or if originals of it were deleted.
     """
     with database.immediate():
+        tombstones.require_originals(database, series_id)
         revision = newest(database, series_id)
         held = database.execute("SELECT hold FROM series WHERE id = ?", (series_id,)).fetchone()[0]
         if held:
@@ -337,11 +338,22 @@ def frozen_paths(database: Database, revision_id: int) -> tuple[str, ...]:
 
 
 def frozen_objects(database: Database, revision_id: int) -> tuple[tuple[str, str], ...]:
-    """Return store path and digest of a revision's instances, in the order of arrival."""
+    """Return store path and digest of a revision's instances, in the order of arrival.
+
+    Raises
+    ------
+    WrongState
+        If some of them were deleted: nothing is made of the rest as if it were the whole.
+    """
     row = database.execute("SELECT instances FROM revisions WHERE id = ?", (revision_id,)).fetchone()
     ids = json.loads(row[0]) if row else []
     rows = database.execute(
         "SELECT id, path, digest FROM instances WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
     ).fetchall()
     objects = {identifier: (path, digest) for identifier, path, digest in rows}
+    missing = sum(identifier not in objects for identifier in ids)
+    if missing:
+        raise WrongState(
+            f"{missing} of its {len(ids)} images were deleted by a rule of retention", hint="send the series again"
+        )
     return tuple(objects[identifier] for identifier in ids)

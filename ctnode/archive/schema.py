@@ -392,6 +392,3 @@ def _statements(script: str) -> list[str]:
         elif not "".join(lines).strip():
             lines = []
     return statements
-
-
-from ctnode.archive import schema_headers as schema_headers  # noqa: E402  registers after those above

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,7 +65,8 @@ def scrub(database: Database, layout: Layout, pace: Pace) -> Iterator[Scrubbed]:
         last = rows[-1][0]
         for _, path, digest in rows:
             file = layout.store / path
-            if file.is_file():
+            # Retention may take it away in between.
+            with suppress(FileNotFoundError):
                 yield _scrub_one(file, f"store/{path}", digest, pace)
 
 
@@ -84,6 +86,8 @@ def _scrub_one(file: Path, name: str, digest: str, pace: Pace) -> Scrubbed:
                 pace.note(len(piece))
     except BadInstance as error:
         return Scrubbed(name, count, str(error))
+    except FileNotFoundError:
+        raise
     except OSError as error:
         return Scrubbed(name, count, f"cannot be read: {error.strerror}")
     if found.hexdigest() != digest:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from typing import Final
 import structlog
 
 from ctnode.archive import associations, timeline
-from ctnode.archive.associations import Association
+from ctnode.archive.associations import Association, Ending
 from ctnode.archive.header import read_header, read_meta
 from ctnode.archive.hearing import Hearing, Take
 from ctnode.archive.incoming import HEAD_BYTES, KEPT_SUFFIX, PART_SUFFIX
@@ -32,6 +32,8 @@ from ctnode.archive.trial import Trial
 from ctnode.ops import log
 from ctnode.ops.durable import crash_point, fsync_directory, make_directories
 from ctnode.words import BadInstance
+
+Ended = tuple[Association, Ending]
 
 BATCH: Final = 500
 MAX_ATTEMPTS: Final = 2
@@ -88,8 +90,11 @@ class _Look:
 class Settler:
     """Moves what the journal holds into the store; one in the node, inside the keeper."""
 
-    def __init__(self, index: Index, take: Take = take_notice) -> None:
+    def __init__(
+        self, index: Index, take: Take = take_notice, on_ended: Callable[[Sequence[Ended]], None] | None = None
+    ) -> None:
         self.index = index
+        self._on_ended = on_ended
         self._hearing = Hearing(index.database, take)
         self.layout = index.layout
         self._trial = Trial(index.layout.run)
@@ -120,7 +125,8 @@ class Settler:
             whole = whole and len(look.names) <= room
             files += [(look.directory / name, known) for name in look.names[:room]]
             if look.names:
-                known.last_arrival = max(known.last_arrival, _arrival_s(look.names[-1]))
+                # Less than before where somebody has set the clock back.
+                known.last_arrival = _arrival_s(look.names[-1])
             if look.is_open:
                 opened.append(Open(known.association.id, known.last_arrival, look.is_storing))
             elif not look.names:
@@ -155,7 +161,10 @@ class Settler:
         database = self.index.database
         with database.immediate():
             for directory, record, at in born:
-                self._known[directory.name] = _Known(associations.begin(database, directory.name, record, at), at)
+                association = associations.begin(database, directory.name, record, at)
+                # An earlier keeper may have settled what it brought so far.
+                last_arrival = associations.last_arrival(database, association.id, at)
+                self._known[directory.name] = _Known(association, last_arrival)
 
     def _opening(self, look: _Look) -> tuple[dict[str, object], float] | None:
         """Return the first record of a journal and its time; None while there is nothing to begin with."""
@@ -231,7 +240,9 @@ class Settler:
         name = _name(path)
         attempts = self.index.note_attempts([name])[name]
         reason = str(error) if isinstance(error, BadInstance) else f"cannot be read: {type(error).__name__}"
-        self._log.warning("instance not settled", path=path.name, attempt=attempts, reason=reason)
+        self._log.warning(
+            "instance not settled", association=path.parent.name, path=path.name, attempt=attempts, reason=reason
+        )
         if attempts >= MAX_ATTEMPTS:
             self._quarantine(path, known, reason)
 
@@ -247,7 +258,9 @@ class Settler:
         """Rename each settled file to its row's path; drop what the store has already."""
         touched: set[Path] = set()
         for placement in placements:
-            if placement.final.exists():
+            if placement.is_dropped:
+                placement.source.unlink(missing_ok=True)
+            elif placement.final.exists():
                 self._drop(placement)
             else:
                 make_directories(placement.final.parent, below=self.layout.store)
@@ -270,19 +283,23 @@ class Settler:
         self.index.quarantine(quarantined, placement.source.parent.name, reason)
         placement.source.rename(quarantined)
         fsync_directory(self.layout.quarantine)
-        self._log.error("instance not settled", path=placement.source.name, reason=reason)
+        name = placement.source.parent.name
+        self._log.error("instance not settled", association=name, path=placement.source.name, reason=reason)
 
     def _close(self, ended: Sequence[tuple[Path, _Known]]) -> None:
         """Write down how associations ended, all in one transaction, and remove their empty journals."""
         if not ended:
             return
         database = self.index.database
+        told: list[Ended] = []
         with database.immediate():
             for directory, known in ended:
                 ending = associations.ending_of(_records(directory))
-                associations.end(
-                    database, known.association, ending if ending.at else replace(ending, at=known.last_arrival)
-                )
+                told.append((known.association, ending if ending.at else replace(ending, at=known.last_arrival)))
+                associations.end(database, *told[-1])
+        if self._on_ended is not None:
+            # Before the journals go: after a crash it is told again rather than not at all.
+            self._on_ended(told)
         for directory, _ in ended:
             self._remove(directory)
             self._hearing.forget(directory.name)
@@ -296,7 +313,9 @@ class Settler:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.EPERM}:
                 raise
             self._left.add(directory.name)
-            self._log.warning("journal not removed", path=directory.name, reason="it holds files that are not ours")
+            self._log.warning(
+                "journal not removed", association=directory.name, reason="it holds files that are not ours"
+            )
 
 
 def _name(path: Path) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
+from ctnode.archive import keys
 from ctnode.archive.database import Database
 from ctnode.archive.header import read_meta
 from ctnode.archive.layout import Layout
@@ -27,9 +28,7 @@ def verify(database: Database, layout: Layout, reference: Reference) -> int:
 
     Where the node keeps several objects of one SOP Instance UID, each of the class in question has to be whole.
     """
-    rows = database.execute(
-        "SELECT sop_class, digest, path FROM instances WHERE sop_instance = ?", (reference.sop_instance,)
-    ).fetchall()
+    rows = keys.objects_of(database, reference.sop_instance)
     if not rows:
         return NO_SUCH_INSTANCE
     same = [(digest, path) for sop_class, digest, path in rows if sop_class == reference.sop_class]

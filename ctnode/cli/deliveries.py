@@ -14,6 +14,8 @@ from ctnode.archive.database import Database
 from ctnode.archive.outbox import Delivery
 from ctnode.archive.timeline import iso
 from ctnode.cli.show import Settings, as_json, as_times, print_json, print_table
+from ctnode.cli.trail import did
+from ctnode.config import Config
 from ctnode.words import DeliveryState, ExitCode, NotFound, WrongState
 
 PAGE = 1000
@@ -102,14 +104,14 @@ def _fares(lane: lanes.Lane, backlog: lanes.Backlog) -> Iterator[str]:
 @click.pass_obj
 def retry_deliveries(settings: Settings, ids: tuple[int, ...], target: str | None, state: str | None) -> None:
     """Try again now: the numbers IDS, or with --to all that was given up (DEAD) or waits for that target."""
-    _, _, database = settings.writing()
+    config, _, database = settings.writing()
     wanted = [DeliveryState(state)] if state else [DeliveryState.DEAD, DeliveryState.RETRY]
 
     def again(delivery: Delivery) -> None:
         outbox.requeue(database, delivery.id, "by the operator")
         lanes.hurry(database, delivery.lane)
 
-    _each(database, ids, target, wanted, again, "tried again")
+    _each(config, database, ids, target, wanted, again, "tried again")
 
 
 @deliveries_group.command("cancel")
@@ -118,16 +120,22 @@ def retry_deliveries(settings: Settings, ids: tuple[int, ...], target: str | Non
 @click.pass_obj
 def cancel_deliveries(settings: Settings, ids: tuple[int, ...], target: str | None) -> None:
     """Give up what waits: the numbers IDS, or with --to all that waits for that target. Nothing is taken back."""
-    _, _, database = settings.writing()
+    config, _, database = settings.writing()
 
     def give_up(delivery: Delivery) -> None:
         outbox.cancel(database, delivery.id, "cancelled by the operator")
 
-    _each(database, ids, target, [DeliveryState.PENDING, DeliveryState.RETRY], give_up, "cancelled")
+    _each(config, database, ids, target, [DeliveryState.PENDING, DeliveryState.RETRY], give_up, "cancelled")
 
 
 def _each(
-    database: Database, ids: tuple[int, ...], target: str | None, states: list[DeliveryState], act: Any, done: str
+    config: Config,
+    database: Database,
+    ids: tuple[int, ...],
+    target: str | None,
+    states: list[DeliveryState],
+    act: Any,
+    done: str,
 ) -> None:
     """Act on deliveries by number, or page by page on all of a target in these states; say what could not be."""
     if not ids and target is None:
@@ -144,6 +152,8 @@ def _each(
                 except WrongState as error:
                     failures += 1
                     click.echo(f"{delivery.id}: {error.message}", err=True)
+    numbers = " ".join(map(str, ids))
+    did(config, f"deliveries {done}", target=target or "", reference=numbers, instances=count)
     click.echo(f"{count} {done}")
     raise click.exceptions.Exit(ExitCode.FINDINGS if failures else ExitCode.OK)
 
@@ -190,6 +200,7 @@ def _pause(settings: Settings, name: str, until: float | None) -> None:
         lanes.pause(database, name, until)
         if until is None:
             lanes.hurry(database, name)
+    did(config, "destination resumed" if until is None else "destination paused", target=name)
 
 
 def register(group: click.Group) -> None:

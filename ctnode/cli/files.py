@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import Progress as RichProgress
 
-from ctnode.archive import catalog, lanes, outbox, revisions
+from ctnode.archive import catalog, lanes, outbox, revisions, tombstones
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout, is_strict_uid, parse_series_name
 from ctnode.cli.show import Settings, act_as_owner, as_json
+from ctnode.cli.steps import Steps
+from ctnode.cli.trail import did, did_to_series
 from ctnode.config import Config, Target
+from ctnode.ops import audit
 from ctnode.words import DeliveryState, ExitCode, NotFound, VolumeReport, VolumeStatus, WrongState
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def process(settings: Settings, paths: tuple[Path, ...], out: Path, words: tuple
     config = settings.load(words).config
     reports: list[VolumeReport] = []
     # The workshop first: it starts while everything else is still imported.
-    with Workshop(config.worker, config.outputs) as workshop, _Bar(is_shown=_has_viewer(json_wanted)) as bar:
+    with Workshop(config.worker, config.outputs) as workshop, _Bar(is_quiet=json_wanted) as bar:
         from ctnode.flow.offline import process as process_offline
 
         for report in process_offline(paths, out, config, bar.note, workshop):
@@ -63,35 +63,21 @@ def process(settings: Settings, paths: tuple[Path, ...], out: Path, words: tuple
     raise click.exceptions.Exit(ExitCode.FINDINGS if refused else ExitCode.OK)
 
 
-def _has_viewer(json_wanted: bool) -> bool:
-    return sys.stderr.isatty() and not json_wanted
+class _Bar(Steps):
+    """How far ``process`` is, and what it left aside."""
 
-
-class _Bar:
-    """A progress bar for a person at a terminal; silent elsewhere."""
-
-    def __init__(self, *, is_shown: bool) -> None:
+    def __init__(self, *, is_quiet: bool) -> None:
+        super().__init__("process", "series", is_quiet=is_quiet)
         self.skipped: list[str] = []
-        self._bar = RichProgress(console=Console(stderr=True), disable=not is_shown, transient=True)
-        self._task = self._bar.add_task("looking for DICOM", total=None)
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
     def note(self, progress: Progress) -> None:
         """Show one step of the work."""
         if progress.phase == "skipped":
             self.skipped.append(progress.label)
         elif progress.phase == "read":
-            self._bar.update(self._task, description=f"read {progress.done} files", total=None)
+            self.at(0, None, f"read {progress.done} files")
         else:
-            self._bar.update(
-                self._task, description=progress.label[-60:], completed=progress.done, total=progress.total or None
-            )
+            self.at(progress.done, progress.total or None, progress.label)
 
 
 def _line(report: VolumeReport) -> str:
@@ -118,13 +104,18 @@ def import_files(settings: Settings, paths: tuple[Path, ...], json_wanted: bool)
     layout = Layout(config.root, config.results)
     layout.create()
     counts = dict.fromkeys(Outcome, 0)
-    for imported in import_paths(layout, paths, door="import"):
-        counts[imported.outcome] += 1
-        if json_wanted:
-            record = {"file": imported.name, "outcome": str(imported.outcome), "reason": imported.reason}
-            click.echo(json.dumps(record))
-        elif imported.outcome is Outcome.REFUSED:
-            click.echo(f"refused {imported.name}: {imported.reason}", err=True)
+    with Steps("import", "files", is_quiet=json_wanted) as steps:
+        for imported in import_paths(layout, paths, door="import"):
+            counts[imported.outcome] += 1
+            steps.at(sum(counts.values()))
+            if json_wanted:
+                record = {"file": imported.name, "outcome": str(imported.outcome), "reason": imported.reason}
+                click.echo(json.dumps(record))
+            elif imported.outcome is Outcome.REFUSED:
+                click.echo(f"refused {imported.name}: {imported.reason}", err=True)
+    if any(counts.values()):
+        taken = sum(counts.values()) - counts[Outcome.REFUSED]
+        did(config, "import", event=audit.Event.IMPORT, action=audit.Action.CREATE, instances=taken)
     if not json_wanted:
         click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
     raise click.exceptions.Exit(ExitCode.FINDINGS if counts[Outcome.REFUSED] else ExitCode.OK)
@@ -153,35 +144,44 @@ def send(settings: Settings, what: str, name: str, study: str | None, originals:
 
 def _send_files(config: Config, target: Target, path: Path) -> bool:
     from ctnode.flow.carrier import carrier_of
+    from ctnode.flow.outgoing import is_rewritten
     from ctnode.wire.sender import Outcome
 
     if not path.exists():
         raise NotFound(f"no file, folder or series {path}")
-    if target.external:
+    if is_rewritten(target):
         raise WrongState(
-            f"{target.name} is external", hint="send the series by its UID: it is de-identified on its way"
+            f"{target.name} gets only what is de-identified",
+            hint="send the series by its UID: it is de-identified on its way",
         )
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     carrier = carrier_of(config, target.name)
     assert carrier is not None
     base = path if path.is_dir() else path.parent
-    ok = True
+    ok, sent = True, 0
     for result in carrier.send({file: str(file.relative_to(base)) for file in files}):
         status = "" if result.status is None else f" status {result.status:04X}H"
         click.echo(f"{result.path}: {result.outcome}{status} {result.comment}".rstrip())
         ok = ok and result.outcome is Outcome.SENT
+        sent += result.outcome is Outcome.SENT
+    if sent and (config.root / "ctnode.db").is_file():
+        record = audit.Record(
+            audit.Event.EXPORT, audit.Action.READ, audit.operator(), "send", target=target.name, instances=sent
+        )
+        audit.note(config.root, record, enabled=config.audit.enabled)
     return ok
 
 
 def _send_series(settings: Settings, target: Target, uid: str, study: str | None, *, originals: bool) -> bool:
     """Owe the results or images of a series once more, and wait a little for the deliverer."""
+    from ctnode.flow.dispatch import current_images
     from ctnode.flow.parcels import parcels_of
 
-    _, layout, database = settings.writing()
+    config, layout, database = settings.writing()
     record = catalog.find(database, uid, study=study)
     revision = revisions.newest(database, record.id)
     if originals:
-        images = revisions.frozen_objects(database, revision.id)
+        images = current_images(database, revision)
         parcels = [outbox.Parcel(target.name, outbox.ORIGINAL, path, digest) for path, digest in images]
         if not parcels:
             raise WrongState(f"revision {revision.n} of {record.name} is not complete yet")
@@ -192,8 +192,10 @@ def _send_series(settings: Settings, target: Target, uid: str, study: str | None
             kinds = f"revision {revision.n} of {record.name} has no results of the kinds that {target.name} takes"
             raise WrongState(kinds)
     with database.immediate():
+        tombstones.require_unmoved(database, record.id)
         outbox.post(database, revision.id, parcels, again=True)
         lanes.hurry(database, target.name)
+    did_to_series(config, f"send to {target.name}", record)
     return _await_deliveries(database, layout, record.id, target.name)
 
 

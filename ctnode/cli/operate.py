@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, act_as_owner, as_json, pairs, print_json, print_table
+from ctnode.cli.steps import Steps
+from ctnode.cli.trail import did
 from ctnode.flow.doctor import examine
 from ctnode.ops.durable import is_locked, lock
 from ctnode.ops.role import read_reports
@@ -29,11 +32,16 @@ BACKUP_WAIT_S = 600.0
 
 
 @click.command()
+@click.option("--watch", "is_watched", is_flag=True, help="Show the node at a glance each second, until Ctrl-C.")
 @as_json
 @click.pass_obj
-def status(settings: Settings, json_wanted: bool) -> None:
+def status(settings: Settings, is_watched: bool, json_wanted: bool) -> None:
     """Show the roles, the counters and the queue."""
     config, layout, database = settings.reading()
+    if is_watched:
+        from ctnode.cli.watch import watch
+
+        watch(config, database)
     roles = read_reports(layout.run)
     counters = database.counters()
     if json_wanted:
@@ -107,6 +115,7 @@ def rebuild_index(settings: Settings) -> None:
         database.migrate()
         found = _rebuilt(database, layout)
     _say_rebuilt(found)
+    did(config, "index rebuilt", instances=found.instances)
     if aside is not None:
         click.echo(f"the old index is {aside}")
     raise click.exceptions.Exit(ExitCode.FINDINGS if found.unreadable else ExitCode.OK)
@@ -114,7 +123,8 @@ def rebuild_index(settings: Settings) -> None:
 
 def _rebuilt(database: Database, layout: Layout) -> rebuild.Rebuilt:
     """Make rows of the files of the store, and of what the results folders say of their volumes."""
-    found = rebuild.rebuild(database, layout)
+    with Steps("rebuild", "files") as steps:
+        found = rebuild.rebuild(database, layout, steps.at)
     sidecars = [f"{folder}/ct.json" for folder in findings.rebuild(database, layout)]
     return replace(found, unreadable=(*(f"store/{line}" for line in found.unreadable), *sidecars))
 
@@ -141,19 +151,23 @@ def backup(settings: Settings, file: Path, restore: bool) -> None:
     target = file.resolve()
     if restore:
         _restore(layout, target)
+        did(config, "index restored from a backup")
         return
     configuration.require_root(config)
     with Database(layout.database) as database:
         database.migrate()
         if is_locked(layout.run / "keep.lock"):
-            _ask_keeper(database, layout, target)
+            with Steps("backup", "seconds") as steps:
+                _ask_keeper(database, layout, target, steps)
         else:
             lock(layout.run / "keep.lock", owner="keeper")
-            copy_to(database.connection, target)
+            with Steps("backup", "pages") as steps:
+                copy_to(database.connection, target, between=lambda _, left, pages: steps.at(pages - left, pages))
+    did(config, "index copied")
     click.echo(f"the index is copied to {target}")
 
 
-def _ask_keeper(database: Database, layout: Layout, target: Path) -> None:
+def _ask_keeper(database: Database, layout: Layout, target: Path, steps: Steps) -> None:
     """Let the keeper copy on its own connection, so that its commits do not restart the copy."""
     with database.immediate():
         request = database.insert(
@@ -161,7 +175,9 @@ def _ask_keeper(database: Database, layout: Layout, target: Path) -> None:
         )
     Doorbell(layout.run).ring()
     deadline = time.monotonic() + BACKUP_WAIT_S
+    began = time.monotonic()
     while time.monotonic() < deadline:
+        steps.at(round(time.monotonic() - began), None, "the keeper copies")
         row = database.execute("SELECT ended_at, error FROM requests WHERE id = ?", (request,)).fetchone()
         if row[0] is not None:
             if row[1]:
@@ -182,8 +198,8 @@ def _restore(layout: Layout, source: Path) -> None:
     layout.create()
     lock(layout.run / "keep.lock", owner="keeper")
     aside = rebuild.set_aside(layout)
-    with Database(source, readonly=True) as old:
-        copy_to(old.connection, layout.database)
+    with Database(source, readonly=True) as old, Steps("restore", "pages") as steps:
+        copy_to(old.connection, layout.database, between=lambda _, left, pages: steps.at(pages - left, pages))
     with Database(layout.database) as database:
         database.migrate()
         found = _rebuilt(database, layout)
@@ -218,7 +234,9 @@ def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: boo
     if not chosen:
         names = ", ".join(known) or "none is configured with a port"
         raise NotFound(f"no peer or target {name or ''}".rstrip(), hint=f"known: {names}")
-    results = {one: known[one]() for one in chosen}
+    # Those that hang are waited for once, and not one after the other.
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        results = dict(zip(chosen, pool.map(lambda one: known[one](), chosen), strict=True))
     if json_wanted:
         print_json([{"name": one, **asdict(result)} for one, result in results.items()])
     for one, result in [] if json_wanted else results.items():
@@ -226,6 +244,8 @@ def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: boo
         click.echo(f"{one}: {word} in {result.seconds * 1000:.1f} ms {result.detail}".rstrip())
         if result.accepted:
             click.echo(f"    accepts {', '.join(result.accepted)}")
+        if result.syntaxes:
+            click.echo(f"    takes CT images in {', '.join(result.syntaxes)}")
         if result.tls:
             click.echo(f"    {result.tls}")
     raise click.exceptions.Exit(ExitCode.OK if all(one.ok for one in results.values()) else ExitCode.FINDINGS)

@@ -11,6 +11,7 @@ from ctnode.archive import catalog, jobs, outbox, revisions, timeline
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, as_json, as_times, pairs, print_json, print_table
+from ctnode.cli.trail import did, did_to_series
 from ctnode.cli.why import why_series
 from ctnode.words import JobState, RevisionState
 
@@ -69,6 +70,7 @@ def show_series(settings: Settings, uid: str, study: str | None, json_wanted: bo
             "series": record.name,
             "modality": record.modality,
             "instances": f"{record.instances}, {record.bytes / 1e6:.1f} MB",
+            "deleted": f"{record.deleted} images, by a rule of retention",
             "resends": f"{record.duplicates} identical ones dropped",
             "flags": " ".join(record.flags) or "none",
             "state": f"revision {record.revision} {_state(record)} {record.reason}".strip(),
@@ -99,9 +101,10 @@ def _whole(database: Database, layout: Layout, record: catalog.Series) -> dict[s
 @click.pass_obj
 def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
     """Run the pipeline on a series again; lifts a hold."""
-    _, _, database = settings.writing()
+    config, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
     revision = revisions.requeue(database, record.id)
+    did_to_series(config, "requeue", record)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}")
 
 
@@ -112,9 +115,10 @@ def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
 @click.pass_obj
 def hold_series(settings: Settings, uid: str, study: str | None, reason: str) -> None:
     """Keep a series from being processed; it goes on receiving, and what is queued already goes on."""
-    _, _, database = settings.writing()
+    config, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
     revision = revisions.hold(database, record.id, reason or "by the operator")
+    did_to_series(config, "hold", record)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, held")
 
 
@@ -124,9 +128,10 @@ def hold_series(settings: Settings, uid: str, study: str | None, reason: str) ->
 @click.pass_obj
 def release_series(settings: Settings, uid: str, study: str | None) -> None:
     """Lift a hold; the series goes on from where it was."""
-    _, _, database = settings.writing()
+    config, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
     revision = revisions.release(database, record.id)
+    did_to_series(config, "release", record)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, no longer held")
 
 
@@ -136,9 +141,10 @@ def release_series(settings: Settings, uid: str, study: str | None) -> None:
 @click.pass_obj
 def complete_series(settings: Settings, uid: str, study: str | None) -> None:
     """Say that all of a series has come, instead of waiting."""
-    _, _, database = settings.writing()
+    config, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
     revision = revisions.tell_complete(database, record.id)
+    did_to_series(config, "complete", record)
     click.echo(f"{record.name}: revision {revision.n} waits no longer")
 
 
@@ -171,8 +177,9 @@ def list_jobs(settings: Settings, state: str | None, limit: int, json_wanted: bo
 @click.pass_obj
 def retry_job(settings: Settings, job: int) -> None:
     """Queue a DEAD, DONE or cancelled job again, with its counts anew."""
-    _, _, database = settings.writing()
+    config, _, database = settings.writing()
     revision = revisions.requeue(database, jobs.series_of(database, job))
+    did(config, "retry job", reference=str(job))
     click.echo(f"job {job}: revision {revision.n} is {revision.state}")
 
 
@@ -181,8 +188,9 @@ def retry_job(settings: Settings, job: int) -> None:
 @click.pass_obj
 def cancel_job(settings: Settings, job: int) -> None:
     """Cancel a job; its series stays stored."""
-    _, _, database = settings.writing()
+    config, _, database = settings.writing()
     jobs.cancel(database, job)
+    did(config, "cancel job", reference=str(job))
     click.echo(f"job {job}: CANCELLED")
 
 

@@ -22,12 +22,16 @@ from ctnode.config.models import (
 )
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
+from ctnode.config.retention import Retention
 from ctnode.config.routes import ORIGINALS, Route, Routing
 from ctnode.config.rules import CompletionRule
+from ctnode.config.telling import ALERT_KINDS, Audit, Notify
 
 __all__ = [
+    "ALERT_KINDS",
     "ORIGINALS",
     "RELOADABLE",
+    "Audit",
     "Change",
     "Commitment",
     "Completion",
@@ -40,10 +44,12 @@ __all__ = [
     "Log",
     "LungMask",
     "Node",
+    "Notify",
     "Outputs",
     "Peer",
     "Pipeline",
     "Receiver",
+    "Retention",
     "Route",
     "Routing",
     "Storage",

@@ -75,6 +75,24 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {
         "suspect": "hold",
         "count_images": True,
     },
+    "notify": {
+        "name": "duty",
+        "kind": "webhook",
+        "on": ["failed", "dead", "disk"],
+        "interval_s": 300.0,
+        "timeout_s": 20.0,
+        "url": "https://chat.example/hooks/ctnode",
+        "token_file": "",
+        "host": "",
+        "port": 587,
+        "security": "starttls",
+        "user": "",
+        "password_file": "",
+        "sender": "",
+        "to": [],
+        "ca": "",
+        "command": [],
+    },
 }
 
 

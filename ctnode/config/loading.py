@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, TARGET_FILES, Config, Target
+from ctnode.config.models import FILES, KEYS, LISTS, NOTIFY_FILES, RELOADABLE, TARGET_FILES, Config, Target
 from ctnode.config.rules import check_rules
 from ctnode.words import ConfigError, Unavailable
 
@@ -203,6 +203,7 @@ def _check_together(config: Config) -> None:
         ("routes", [route.name for route in config.routes]),
         ("completion_rules", [rule.name for rule in config.completion_rules]),
         ("deidentification", [profile.name for profile in config.deidentification]),
+        ("notify", [channel.name for channel in config.notify]),
     ):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -305,7 +306,15 @@ def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> C
         profile.model_copy(update={"key_file": resolve("deidentification", profile.key_file)})
         for profile in config.deidentification
     )
+    audit = config.audit.model_copy(
+        update={name: resolve(f"audit.{name}", getattr(config.audit, name)) for name in FILES}
+    )
+    channels = tuple(
+        channel.model_copy(update={name: resolve("notify", getattr(channel, name)) for name in NOTIFY_FILES})
+        for channel in config.notify
+    )
     changed = {"storage": storage, "inbox": inbox, "tls": tls, "targets": targets, "deidentification": profiles}
+    changed |= {"audit": audit, "notify": channels}
     return config.model_copy(update=changed)
 
 

@@ -12,8 +12,10 @@ from pydantic import BaseModel, Field, FiniteFloat, field_validator
 from ctnode.config.fields import AeTitle, Name, Port, ResultKind, Seconds, Section, Side
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
+from ctnode.config.retention import Retention
 from ctnode.config.routes import Route, Routing
 from ctnode.config.rules import CompletionRule
+from ctnode.config.telling import Audit, Notify
 
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
@@ -187,7 +189,7 @@ class Outputs(Section):
     """Which results are written, beside ct.json and ct.nii.gz."""
 
     iso: bool = Field(default=True, description="ct_iso.nii.gz and lungs_iso.nii.gz")
-    lungs: bool = Field(default=True, description="lung masks with their pictures, measurements.json and report.dcm")
+    lungs: bool = Field(default=True, description="lung masks with lungs.png, and measurements.json")
     preview: bool = Field(default=True, description="preview.png")
     mpr: bool = Field(default=True, description="mpr.png: three orthogonal planes")
     histogram: bool = Field(default=True, description="histogram.png: HU of volume and lungs, where there are lungs")
@@ -196,6 +198,7 @@ class Outputs(Section):
         "binary", description="seg.dcm, DICOM Segmentation; labelmap is smaller, and fewer viewers know it"
     )
     sr: bool = Field(default=True, description="sr.dcm, DICOM SR TID 1500 with the numbers; needs seg")
+    report: bool = Field(default=True, description="report.dcm: a Secondary Capture page with pictures and numbers")
     window: Literal["auto", "header", "lung", "mediastinum", "bone", "brain", "soft tissue"] = Field(
         "auto", description="window of preview.png and mpr.png; header: the first one of the source"
     )
@@ -229,6 +232,9 @@ class Delivery(Section):
         10.0, description="seconds until the second try; each further one waits twice as long"
     )
     max_retry_s: Seconds = Field(3600.0, description="longest wait in seconds between two tries")
+    give_up_days: float = Field(
+        30.0, ge=0, le=3650, description="days of failing after which what waits is given up (DEAD); 0: never"
+    )
     timeout_s: Seconds = Field(60.0, description="seconds a destination may take for one answer")
     proof_wait_s: Seconds = Field(
         60.0, description="seconds until the arrival of what was sent is asked for, and again"
@@ -305,13 +311,16 @@ class Config(Section):
     delivery: Delivery = Field(default_factory=Delivery)
     commitment: Commitment = Field(default_factory=Commitment)
     inbox: Inbox = Field(default_factory=Inbox)
+    retention: Retention = Field(default_factory=Retention)
     log: Log = Field(default_factory=Log)
+    audit: Audit = Field(default_factory=Audit)
     peers: tuple[Peer, ...] = Field((), strict=False)
     targets: tuple[Target, ...] = Field((), strict=False)
     deidentification: tuple[Deidentification, ...] = Field((), strict=False)
     routing: Routing = Field(default_factory=Routing)
     routes: tuple[Route, ...] = Field((), strict=False)
     completion_rules: tuple[CompletionRule, ...] = Field((), strict=False)
+    notify: tuple[Notify, ...] = Field((), strict=False)
 
     @property
     def root(self) -> Path:
@@ -340,23 +349,28 @@ RELOADABLE: Final = frozenset(
         "pipeline.interpolation", "pipeline.labels", "lungs.threshold",
         "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
-        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.seg", "outputs.sr", "outputs.window",
+        "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.seg", "outputs.sr", "outputs.report",
+        "outputs.window",
         "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean", "outputs.descriptions",
-        "delivery.first_retry_s", "delivery.max_retry_s",
+        "delivery.first_retry_s", "delivery.max_retry_s", "delivery.give_up_days",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
-        "log.level", "peers", "targets", "routing.match", "routes", "deidentification",
+        "retention.originals_days", "retention.originals_gb", "retention.results_days", "retention.results_gb",
+        "retention.floor_days", "retention.resent",
+        "log.level", "peers", "targets", "routing.match", "routes", "deidentification", "notify",
     }
 )  # fmt: skip
 
 # Keys whose value is the name of a file, which the service manager may provide as a credential instead.
 FILES: Final = ("certificate", "key", "ca")
 TARGET_FILES: Final = (*FILES, "token_file", "path")
+NOTIFY_FILES: Final = ("ca", "token_file", "password_file")
 
 LISTS: Final[Mapping[str, type[BaseModel]]] = {
     "peers": Peer,
     "targets": Target,
     "routes": Route,
     "completion_rules": CompletionRule,
+    "notify": Notify,
     "deidentification": Deidentification,
 }
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 import struct
 import zlib
 from collections.abc import Sequence
+from datetime import timedelta, timezone
 from typing import IO, Final
 
 import pydicom
@@ -189,6 +191,15 @@ def integer(dataset: Attributes, keyword: str) -> int | None:
     """Return one whole number, else None."""
     found = number(dataset, keyword)
     return int(found) if found is not None and found == int(found) else None
+
+
+def zone(offset: str) -> timezone | None:
+    """Return the zone of ``+HHMM`` or ``-HHMM`` (PS3.3 C.12.1.1.8), None for anything else."""
+    found = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", offset)
+    if found is None:
+        return None
+    minutes = int(found[1] + "1") * (int(found[2]) * 60 + int(found[3]))
+    return timezone(timedelta(minutes=minutes)) if -12 * 60 <= minutes <= 14 * 60 else None
 
 
 def first_item(dataset: Attributes, keyword: str) -> Dataset | None:

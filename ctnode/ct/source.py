@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,7 @@ from ctnode.ct.dataset import (
     read_meta,
     readable,
     text,
+    zone,
 )
 from ctnode.words import Issue, Refusal, Severity, is_product
 
@@ -287,7 +289,18 @@ def _concatenation(found: Layers) -> tuple[str, int, int] | None:
 
 
 def _taken_at(found: Layers) -> str:
-    """Return ``YYYYMMDDHHMMSS`` of the acquisition or, without it, of the content; '' if neither is whole."""
+    """Return ``YYYYMMDDHHMMSS`` of the acquisition or, without it, of the content; '' if neither is whole.
+
+    In UTC where the value or the data set says how far it is from that, else as it stands.
+    """
     stamps = [text(found, "AcquisitionDateTime")]
     stamps += [text(found, f"{kind}Date") + text(found, f"{kind}Time") for kind in ("Acquisition", "Content")]
-    return next((stamp[:14] for stamp in stamps if len(stamp) >= 14 and stamp[:14].isdigit()), "")
+    for stamp in stamps:
+        if len(stamp) >= 14 and stamp[:14].isdigit():
+            offset = zone(stamp[-5:]) or zone(text(found, "TimezoneOffsetFromUTC"))
+            try:
+                moment = datetime.strptime(stamp[:14], "%Y%m%d%H%M%S").replace(tzinfo=offset or UTC).astimezone(UTC)
+            except (ValueError, OverflowError):
+                continue
+            return f"{moment:%Y%m%d%H%M%S}".rjust(14, "0")
+    return ""

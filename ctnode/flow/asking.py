@@ -63,6 +63,7 @@ class Asker:
                 ask = asks.claim(database, name, identity())
                 if ask is None:
                     return
+                log.bind(job=ask.job_id)
                 if peer is None:
                     with database.immediate():
                         asks.done(database, ask, f"{name} is not to be asked any more")

@@ -10,6 +10,7 @@ from typing import Final
 
 from ctnode.archive.elements import ShortBuffer
 from ctnode.archive.header import read_meta, read_uids
+from ctnode.archive.lanes import AT
 from ctnode.config import Config, Peer, Target
 from ctnode.wire import arrival, folder
 from ctnode.wire.arrival import CommitmentReport, Reference
@@ -18,8 +19,6 @@ from ctnode.wire.sender import Destination, EchoResult, Outcome, SendResult, ech
 from ctnode.wire.stow import Service, WebFault
 from ctnode.words import BadInstance
 
-# Between the name of a target of kind "sender" and that of the peer; no name holds it.
-AT: Final = "@"
 _HEAD_BYTES: Final = 1 << 16
 
 
@@ -99,7 +98,7 @@ class Carrier:
                 return arrival.find(self.destination, self.calling_ae, by_series, self.timeout_s)
         except (Fault, WebFault) as fault:
             raise Unproved(fault.why) from None
-        return frozenset()
+        raise Unproved("there is nobody to ask")
 
     def commitment(self, transaction_uid: str, objects: Sequence[Named], wait_s: float) -> CommitmentReport | None:
         """Ask for storage commitment; None where the answer is still to come.

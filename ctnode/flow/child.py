@@ -15,7 +15,6 @@ import errno
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,9 +71,9 @@ def serve(parent: int, wanted: Outputs) -> int:
             _say({"error": "out of memory", "code": "OUT_OF_MEMORY"})
         except OSError as error:
             is_storage = error.errno in STORAGE_ERRORS
-            _say({"storage": os.strerror(error.errno or 0)} if is_storage else {"error": _place(error)})
+            _say({"storage": os.strerror(error.errno or 0)} if is_storage else {"error": log.place(error)})
         except Exception as error:  # noqa: BLE001 - whatever it is, it hurts only this series
-            _say({"error": _place(error)})
+            _say({"error": log.place(error)})
     return 0
 
 
@@ -104,7 +103,7 @@ def main() -> int:
         _say(run(order))
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
-            _say({"error": _place(error)})
+            _say({"error": log.place(error)})
             return 1
         _say({"storage": os.strerror(error.errno)})
         return 1
@@ -112,7 +111,7 @@ def main() -> int:
         _say({"error": "out of memory"})
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, it hurts only this job and is told to the worker
-        _say({"error": _place(error)})
+        _say({"error": log.place(error)})
         return 1
     return 0
 
@@ -120,12 +119,6 @@ def main() -> int:
 def _say(answer: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
-
-
-def _place(error: Exception) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "ctnode" in frame.filename]
-    where = f" in {Path(frames[-1].filename).stem}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{where}"
 
 
 if __name__ == "__main__":

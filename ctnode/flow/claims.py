@@ -16,8 +16,8 @@ _LISTS: Final = _MPPS | {EvidenceKind.COMMITMENT_REQUEST, EvidenceKind.AVAILABIL
 _COUNTED: Final = frozenset({EvidenceKind.QUERY_RESULT, EvidenceKind.RETRIEVE_FINAL})
 
 
-def claims(database: Database, revision: Revision, known: Sequence[Evidence]) -> tuple[Claim, ...]:
-    """Return what each signal claims of a series.
+def claims(database: Database, revision: Revision, known: Sequence[Evidence], *, is_quiet: bool) -> tuple[Claim, ...]:
+    """Return what each signal claims of a series, which ``is_quiet`` by the clock that only runs forward.
 
     Several procedure steps may each have made a part of a series, so their lists are one (PS3.4 F.7.2). A list of a
     commitment request may go over several series; it proves one of them only when all of it is held.
@@ -40,20 +40,21 @@ def claims(database: Database, revision: Revision, known: Sequence[Evidence]) ->
             words = f"{_words(one)} with {len(one.instances)} instances"
             found.append(Claim(words, missing, held <= set(one.instances)))
         elif one.kind in _COUNTED and one.series:
-            found += _counted(database, revision, one, held)
+            found += _counted(database, revision, one, held, is_quiet=is_quiet)
     return tuple(found)
 
 
-def _counted(database: Database, revision: Revision, one: Evidence, held: set[str]) -> list[Claim]:
+def _counted(database: Database, revision: Revision, one: Evidence, held: set[str], *, is_quiet: bool) -> list[Claim]:
     if one.instances:
         missing, covers, total = len(evidence.missing(database, one)), held <= set(one.instances), len(one.instances)
     elif one.count is not None:
         missing, covers, total = max(0, one.count - len(held)), one.count >= len(held), one.count
     else:
         return []
-    # An archive may itself still be receiving: only what it says after the quiet time proves something.
+    # An archive may itself still be receiving: only what it says after the quiet time proves something. Its time is of
+    # the clock on the wall, which somebody may have set forward.
     is_query = one.kind is EvidenceKind.QUERY_RESULT
-    is_early = is_query and one.at < revision.last_arrival + revision.quiet_s
+    is_early = is_query and not (is_quiet and one.at >= revision.last_arrival + revision.quiet_s)
     return [Claim(f"{_words(one)} with {total} instances", missing + one.failed, covers, is_early)]
 
 

@@ -74,6 +74,7 @@ class CommitmentDesk:
             commitment = commitments.get(database, commitment.id)
         answer = self._report(config, commitment, Report.of(commitment))
         bound = self._log.bind(
+            association=commitment.association,
             calling_ae=commitment.calling_ae,
             attempt=commitment.attempt,
             status=answer.status,

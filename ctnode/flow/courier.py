@@ -6,6 +6,7 @@ import random
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,13 @@ from ctnode.archive.database import Database
 from ctnode.archive.jobs import retry_after_s
 from ctnode.archive.layout import Layout
 from ctnode.archive.outbox import Delivery, Ending
+from ctnode.archive.patience import DAY_S
 from ctnode.config import Config
+from ctnode.flow import auditing
 from ctnode.flow.carrier import Carrier, Named, Unproved, carrier_of
 from ctnode.flow.outgoing import Item, is_rewritten, outgoing_item, outgoing_names, scratch_of
 from ctnode.flow.recorder import Recorder
-from ctnode.ops import log
+from ctnode.ops import audit, log
 from ctnode.ops.process import identity
 from ctnode.wire.sender import Outcome, SendResult
 from ctnode.words import ConfigError, CtnodeError, DeliveryEvent
@@ -36,6 +39,10 @@ REWRITTEN_BATCH: Final = 25
 JITTER: Final = 0.2
 # So many objects refused for want of resources, one after the other, are the state of the destination.
 FULL_AFTER: Final = 3
+_AUDITED: Final = {
+    DeliveryEvent.SEND: audit.Outcome.SUCCESS,
+    DeliveryEvent.DIE: audit.Outcome.SERIOUS_FAILURE,
+}
 
 
 @dataclass
@@ -118,34 +125,44 @@ class Courier:
         judge = _Judge(self._config, lanes.get(self._database, self._line.name), carrier.target.proof != "none")
         open_ones: dict[Path, Delivery] = {}
         names: dict[Path, str] = {}
-        for delivery in batch:
-            item = self._item(carrier, delivery, scratch, judge)
-            if item is None:
-                continue
-            if item.path in open_ones:
-                # Another revision owes the same object; it goes out once now, and the older row comes after.
-                self._recorder.add(Ending(open_ones[item.path], DeliveryEvent.RELEASE))
-            open_ones[item.path], names[item.path] = delivery, item.name
-        if not open_ones:
-            return True
-        results = carrier.send(names)
+        # Whatever happens, none of them stays SENDING: only a restart would free it.
+        held = {delivery.id: delivery for delivery in batch}
+        audited: list[tuple[Delivery, audit.Outcome]] = []
         try:
-            for result in results:
-                delivery = open_ones.pop(result.path)
-                ending = judge.ending(delivery, result)
-                self._recorder.add(ending)
-                self._tell(ending)
-                # What may have arrived has to be noted as such, also behind the one that failed.
-                if (judge.fault and not result.may_have_arrived) or self._has_to_end():
-                    break
+            for delivery in batch:
+                item = self._item(carrier, delivery, scratch, judge)
+                if item is None:
+                    del held[delivery.id]
+                elif item.path in open_ones:
+                    # Another revision owes the same object; it goes out once now, and this row comes after.
+                    continue
+                else:
+                    open_ones[item.path], names[item.path] = delivery, item.name
+            if not open_ones:
+                return True
+            with closing(carrier.send(names)) as results:
+                for result in results:
+                    delivery = open_ones[result.path]
+                    ending = judge.ending(delivery, result)
+                    del held[delivery.id]
+                    self._recorder.add(ending)
+                    self._tell(ending, is_said_there=result.status is not None)
+                    if ending.event in _AUDITED:
+                        audited.append((delivery, _AUDITED[ending.event]))
+                    # What may have arrived has to be noted as such, also behind the one that failed.
+                    if (judge.fault and not result.may_have_arrived) or self._has_to_end():
+                        break
         finally:
-            results.close()
-            for delivery in open_ones.values():
+            for delivery in held.values():
                 self._recorder.add(Ending(delivery, DeliveryEvent.RELEASE))
             if judge.note is not None:
                 self._recorder.add(judge.note)
+            if self._config.audit.enabled:
+                node = self._config.node.ae_title
+                entries = auditing.of_deliveries(self._database, node, carrier.target, audited)
+                audit.note(self._layout.root, *entries)
         if judge.fault:
-            self._log.warning("destination fails", reason=judge.fault, again_in_s=round(judge.wait_s))
+            self._log.warning("destination fails", reason=judge.own_words, again_in_s=round(judge.wait_s))
         return not judge.fault
 
     def _item(self, carrier: Carrier, delivery: Delivery, scratch: Path, judge: _Judge) -> Item | None:
@@ -158,8 +175,9 @@ class Courier:
             return outgoing_item(self._config, carrier.target, path, delivery.path, scratch)
         except CtnodeError as refusal:
             self._die(delivery, str(refusal))
-        except OSError as error:
-            ending = judge.unprepared(delivery, f"cannot be prepared: {error.strerror or type(error).__name__}")
+        except Exception as error:  # noqa: BLE001 - one object that nobody can make ready stops no other
+            why = getattr(error, "strerror", None) or type(error).__name__
+            ending = judge.unprepared(delivery, f"cannot be prepared: {why}")
             self._recorder.add(ending)
             self._tell(ending)
         return None
@@ -172,13 +190,16 @@ class Courier:
         self._recorder.add(ending)
         self._tell(ending)
 
-    def _tell(self, ending: Ending) -> None:
-        bound = self._log.bind(attempt=ending.delivery.attempt, status=ending.status)
+    def _tell(self, ending: Ending, *, is_said_there: bool = False) -> None:
+        """Log how an attempt ended; what the other side said stands in the index alone, for it may name the patient."""
+        delivery = ending.delivery
+        bound = self._log.bind(delivery=delivery.id, attempt=delivery.attempt, status=ending.status)
         if ending.event is DeliveryEvent.SEND:
             bound.info("delivered")
         elif ending.event is not DeliveryEvent.RELEASE:
             state = "DEAD" if ending.event is DeliveryEvent.DIE else "RETRY"
-            bound.warning("not delivered", reason=ending.comment, state=state)
+            reason = "refused" if is_said_there else ending.comment
+            bound.warning("not delivered", reason=reason, state=state)
 
     # ------------------------------------------------------------------------------------------ proving
 
@@ -234,21 +255,24 @@ class _Judge:
         self._refused = 0
         # Whether the count of failures in a row begins anew.
         self._is_well = False
-        self.fault = ""
+        # What goes into the index, and what of it may go into the log.
+        self.fault = self.own_words = ""
         self.wait_s = 0.0
+        days = config.delivery.give_up_days
+        self._give_up_s = days * DAY_S if days else None
 
     @property
     def note(self) -> Callable[[Database], None] | None:
         """Return what is to be written about the destination, if anything."""
         if self.fault:
-            return partial(_note_failure, self._lane.name, self.fault, self.wait_s, self._is_well)
+            return partial(_note_failure, self._lane.name, self.fault, self.wait_s, self._is_well, self._give_up_s)
         if self._is_well and self._lane.failures:
             return partial(_note_well, self._lane.name)
         return None
 
     def unprepared(self, delivery: Delivery, comment: str) -> Ending:
         """Return what is to be written about an object that could not be made ready, which may work later."""
-        return Ending(delivery, DeliveryEvent.FAIL, comment=comment, wait_s=self._patience_s(delivery.attempt))
+        return self._failure(delivery, comment=comment, wait_s=self._patience_s(delivery.attempt))
 
     def ending(self, delivery: Delivery, result: SendResult) -> Ending:
         """Return what is to be written about an object."""
@@ -266,7 +290,7 @@ class _Judge:
                 return Ending(delivery, DeliveryEvent.RELEASE)
             # The first of them stands for all: it goes first again, and the others are neither tried nor counted.
             self._fail(comment, self._patience_s(self._failures + 1))
-            return Ending(delivery, DeliveryEvent.FAIL, status, comment, wait_s=self.wait_s)
+            return self._failure(delivery, status, comment, wait_s=self.wait_s)
         wait_s = self._patience_s(delivery.attempt)
         if result.is_fault:
             # Perhaps only this object does it to the other side; the next one shows.
@@ -274,25 +298,34 @@ class _Judge:
         elif status is not None:
             self._refused += 1
             if self._refused == FULL_AFTER:
-                self._fail(f"it takes nothing now: {comment}".rstrip(" :"), self._patience_s(self._failures + 1))
-        return Ending(delivery, DeliveryEvent.FAIL, status, comment, wait_s=wait_s, went_out=result.may_have_arrived)
+                self._fail("it takes nothing now", self._patience_s(self._failures + 1), said=comment)
+        return self._failure(delivery, status, comment, wait_s=wait_s, went_out=result.may_have_arrived)
+
+    def _failure(
+        self, delivery: Delivery, status: int | None = None, comment: str = "", *, wait_s: float, went_out: bool = False
+    ) -> Ending:
+        return Ending(
+            delivery, DeliveryEvent.FAIL, status, comment, wait_s=wait_s, went_out=went_out, give_up_s=self._give_up_s
+        )
 
     def _answers(self) -> None:
         self._is_well = True
         self._failures = self._refused = 0
 
-    def _fail(self, why: str, wait_s: float) -> None:
-        self.fault, self.wait_s = why, wait_s
+    def _fail(self, why: str, wait_s: float, *, said: str = "") -> None:
+        self.own_words, self.fault, self.wait_s = why, f"{why}: {said}".rstrip(" :"), wait_s
 
     def _patience_s(self, times: int) -> float:
         base_s = retry_after_s(times, first_s=self._settings.first_retry_s, longest_s=self._settings.max_retry_s)
         return base_s * (1.0 + random.uniform(0.0, JITTER))
 
 
-def _note_failure(name: str, why: str, wait_s: float, was_well: bool, database: Database) -> None:
+def _note_failure(
+    name: str, why: str, wait_s: float, was_well: bool, give_up_s: float | None, database: Database
+) -> None:
     if was_well:
         lanes.well(database, name)
-    lanes.failed(database, name, why, wait_s)
+    lanes.failed(database, name, why, wait_s, give_up_s)
 
 
 def _note_well(name: str, database: Database) -> None:

@@ -12,12 +12,15 @@ import structlog
 
 from ctnode.archive import lanes, outbox
 from ctnode.archive.database import Database
+from ctnode.archive.lanes import AT
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Peer, Target
 from ctnode.flow.asking import Asker
-from ctnode.flow.carrier import AT, is_callable
+from ctnode.flow.auditing import AuditSender
+from ctnode.flow.carrier import is_callable
 from ctnode.flow.commitment import CommitmentDesk
 from ctnode.flow.courier import Courier, Line
+from ctnode.flow.notifier import Notifier
 from ctnode.flow.outgoing import sweep
 from ctnode.flow.recorder import Recorder
 from ctnode.ops import log
@@ -26,6 +29,8 @@ from ctnode.ops.role import Role
 
 IDLE_S: Final = 0.5
 RETRY_S: Final = 1.0
+# Until a destination is served again after an error that is not its own.
+REST_S: Final = 5.0
 # Between two looks at what is late.
 LOOK_S: Final = 10.0
 
@@ -63,9 +68,11 @@ class Deliverer:
         self.reload = reload
         self._lines: dict[str, Line] = {}
         self._threads: dict[str, list[threading.Thread]] = {}
+        # By destination: after an error of our own, such as a full disk.
+        self._rest_until: dict[str, float] = {}
         self._stop = threading.Event()
         self._looked = float("-inf")
-        self._parts = (CommitmentDesk(layout), Asker(layout))
+        self._parts = (CommitmentDesk(layout), Asker(layout), Notifier(layout), AuditSender(layout))
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
     def run(self) -> None:
@@ -112,6 +119,8 @@ class Deliverer:
             line = self._lines.setdefault(lane.name, Line(lane.name))
             line.is_paused = lane.paused_until is not None and lane.paused_until > now
         for name in lanes.due(self.database):
+            if self._rest_until.get(name, 0.0) > time.monotonic():
+                continue
             self._address(name)
             target = self._target_of(name)
             threads = self._threads.setdefault(name, [])
@@ -123,10 +132,17 @@ class Deliverer:
 
     def serve(self, line: Line) -> None:
         """Serve one destination in this thread until nothing is due."""
+        config = self.config
+
+        def has_to_end() -> bool:
+            # A destination that is external from now on gets not one object more as it was.
+            return self._stop.is_set() or self.config is not config
+
         try:
             with Database(self.layout.database) as database:
-                Courier(self.config, self.layout, database, self.recorder, line, self._stop.is_set).serve()
-        except (OSError, sqlite3.Error) as error:
+                Courier(config, self.layout, database, self.recorder, line, has_to_end).serve()
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is later than the others' turn
+            self._rest_until[line.name] = time.monotonic() + REST_S
             self._log.error("delivery thread ended", target=line.name, error=type(error).__name__)
 
     def _target_of(self, lane: str) -> Target | None:

@@ -117,7 +117,7 @@ class Dispatcher:
         for series_id in members:
             revision = revisions.newest(self.database, series_id)
             series = catalog.by_id(self.database, series_id)
-            if revision.state not in _SETTLED or series.own_instances or series.hold:
+            if revision.state not in _SETTLED or series.own_instances or series.hold or series.deleted:
                 continue
             decision = decide_study(self.database, self.layout, config, series_id)
             parcels = [*originals_for(self.database, revision, decision.fired)]
@@ -202,17 +202,22 @@ def originals_for(database: Database, revision: Revision, routes: Iterable[Route
     wanted = [route for route in routes if ORIGINALS in route.send]
     if not wanted:
         return []
-    rows = database.execute(
-        "SELECT path, digest FROM instances WHERE series_id = ? AND is_current AND id IN (SELECT value FROM json_each("
-        "(SELECT instances FROM revisions WHERE id = ?))) ORDER BY coalesce(instance_number, 1 << 40), id",
-        (revision.series_id, revision.id),
-    ).fetchall()
+    rows = current_images(database, revision)
     return _each_once(
         Parcel(target, outbox.ORIGINAL, path, digest, PRIORITIES[route.priority])
         for route in wanted
         for target in route.to
         for path, digest in rows
     )
+
+
+def current_images(database: Database, revision: Revision) -> list[tuple[str, str]]:
+    """Return path and digest of the images of a revision, by number; of one that came twice only what counts."""
+    return database.execute(
+        "SELECT path, digest FROM instances WHERE series_id = ? AND is_current AND id IN (SELECT value FROM json_each("
+        "(SELECT instances FROM revisions WHERE id = ?))) ORDER BY coalesce(instance_number, 1 << 40), id",
+        (revision.series_id, revision.id),
+    ).fetchall()
 
 
 def results_for(

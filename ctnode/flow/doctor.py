@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from ctnode.archive import invariants, lanes
+from ctnode.archive import alerts, invariants, lanes, verified
 from ctnode.archive.database import Database, journal_mode
 from ctnode.archive.layout import Layout
 from ctnode.archive.suspect import marked
+from ctnode.archive.timeline import iso
 from ctnode.config import Config
 from ctnode.ops.role import read_reports
 from ctnode.wire.certificates import WARN_DAYS, client_context, read_material
@@ -120,6 +121,7 @@ def _node(config: Config, layout: Layout) -> Iterator[Finding]:
         "trust in the storage", distrust or "no sync has failed", not distrust,
         "look at the disk and the kernel's log; a restart of the receiver writes, syncs and reads back a probe",
     )  # fmt: skip
+    yield from (_verification(layout, kind) for kind in verified.KINDS)
     roles = read_reports(layout.run)
     running = " ".join(sorted(role.role for role in roles)) or "none"
     yield Finding("roles", running, bool(roles), "start the node with `ctnode run`")
@@ -131,12 +133,26 @@ def _node(config: Config, layout: Layout) -> Iterator[Finding]:
             yield Finding(f"role {role.role}", "runs with another configuration", is_good=False, hint=hint)
     with Database(layout.database, readonly=True) as database:
         yield from _index(database, layout, config.delivery.late_s)
+        for channel in alerts.channels(database, [one.name for one in config.notify]):
+            if channel.failures:
+                found = f"not told {channel.failures} times: {channel.comment}"
+                yield Finding(f"channel {channel.name}", found, is_good=False, hint="`ctnode notify test`")
+
+
+def _verification(layout: Layout, kind: str) -> Finding:
+    last = verified.last(layout, kind)
+    if last is None:
+        return Finding(f"verification of {kind}", "never, or not since something was forgotten", is_good=True)
+    words = f"{iso(last.at)}: {last.files} files read, {last.differ} differ"
+    hint = "put a copy back in its place if there is one; a series can be sent again, results made with requeue"
+    return Finding(f"verification of {kind}", "; ".join((words, *last.faults)), not last.differ, hint)
 
 
 def _index(database: Database, layout: Layout, late_s: float) -> Iterator[Finding]:
     for what, breaches, hint in (
         ("index file", invariants.check_integrity(database), "restore a backup, or `ctnode rebuild-index`"),
         ("files and rows", invariants.check_store(database, layout), "`ctnode rebuild-index` finds rows for all files"),
+        ("what was deleted", invariants.check_removals(database, layout), "report this: it must not happen"),
         ("states", invariants.check_states(database), "report this: it must not happen"),
     ):
         found = list(islice(breaches, SHOWN))

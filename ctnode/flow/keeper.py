@@ -6,7 +6,7 @@ import errno
 import socket
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,16 +17,18 @@ from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import GATHER_S, open_doorbell
 from ctnode.archive.index import Arrival, Index
 from ctnode.archive.layout import Layout
-from ctnode.archive.settle import Scan, Settler
+from ctnode.archive.settle import Ended, Scan, Settler
 from ctnode.archive.suspect import mark, marked
 from ctnode.config import Config
+from ctnode.flow import auditing, forgetting
 from ctnode.flow.completion import quiet_seconds
 from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
 from ctnode.flow.policy import Policy
+from ctnode.flow.retaining import Retainer
 from ctnode.flow.studies import StudyRoom
 from ctnode.flow.waiting import Ripe, WaitingRoom
-from ctnode.ops import log
+from ctnode.ops import audit, log
 from ctnode.ops.durable import lock
 from ctnode.ops.role import Role
 from ctnode.wire.peers import CachedResolver, find_peer
@@ -71,11 +73,12 @@ class Keeper:
         self.role = role
         self.reload = reload
         self.index = Index(database, layout, self._quiet_s)
-        self.settler = Settler(self.index)
+        self.settler = Settler(self.index, on_ended=self._audit)
         self.waiting = WaitingRoom(database)
         self.studies = StudyRoom(database)
         self.dispatcher = Dispatcher(database, layout)
         self.inbox = Inbox(config, role.wake)
+        self.retainer = Retainer(database, layout)
         self._resolver = CachedResolver()
         self._seen_version = -1
         self._has_missed = False
@@ -92,6 +95,10 @@ class Keeper:
             host = association.peer_address.rpartition(":")[0].strip("[]")
             peer = find_peer(association.calling_ae, host, self.config.peers, self._resolver)
         return quiet_seconds(self.config, peer, association.called_ae, revision, arrival.header.modality)
+
+    def _audit(self, ended: Sequence[Ended]) -> None:
+        if self.config.audit.enabled:
+            audit.note(self.layout.root, *auditing.of_associations(self.database, ended))
 
     def run(self) -> None:
         """Loop until the role stops."""
@@ -111,8 +118,8 @@ class Keeper:
         bell.close()
 
     def _pause_s(self) -> float:
-        looks_s = [look_s for room in (self.waiting, self.studies) if (look_s := room.next_look_s()) is not None]
-        return min([IDLE_SCAN_S, *(look_s + 0.001 for look_s in looks_s)])
+        pauses_s = (self.waiting.next_look_s(), self.studies.next_look_s(), self.retainer.pause_s())
+        return min([IDLE_SCAN_S, *(pause_s + 0.001 for pause_s in pauses_s if pause_s is not None)])
 
     def _answer_bell(self, bell: socket.socket) -> None:
         # Emptied before the pause: who rings during it may have come too late for the look that follows.
@@ -137,13 +144,17 @@ class Keeper:
                 self.waiting.restore()
                 self.studies.restore()
                 self._seen_version, self._has_missed = -1, False
+            self.index.keeps_resent = self.config.retention.resent == "keep"
             scan = self._settle()
             version = self.database.data_version()
             if scan.settled or version != self._seen_version:
                 self._seen_version = version
                 self.dispatcher.start_complete(self.config)
                 self._answer_requests()
+            self._forget_wanted()
             self.inbox.look()
+            # What has just come may be part of what is to go: then it is looked at again before anything goes.
+            self.retainer.step(self.config.retention)
         except (OSError, sqlite3.Error) as error:
             self.database.connection.rollback()
             self._has_missed = True
@@ -159,9 +170,7 @@ class Keeper:
             began = time.monotonic()
             scan = self.settler.scan()
             touched = {placement.series_id for placement in scan.settled}
-            new = {placement.series_id for placement in scan.settled if placement.is_new}
-            self.waiting.touch(touched, touched - new)
-            self.studies.touch(new)
+            self._touch(scan)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 policy = (self.config.completion, self.config.completion_rules)
@@ -171,6 +180,13 @@ class Keeper:
                 if self.studies.settle(began, scan.open_associations, self.config.completion, self.waiting.silent_s):
                     self.dispatcher.start_complete(self.config)
                 return scan
+
+    def _touch(self, scan: Scan) -> None:
+        touched = {placement.series_id for placement in scan.settled}
+        new = {placement.series_id for placement in scan.settled if placement.is_new}
+        fed = {(placement.association_id, placement.series_id) for placement in scan.settled}
+        self.waiting.touch(touched, touched - new, fed)
+        self.studies.touch(new)
 
     def _complete(self, ripe: Ripe) -> None:
         revision, decision = ripe.revision, ripe.decision
@@ -186,6 +202,7 @@ class Keeper:
                 settles_study=False,
             )
             self._hold_suspect(revision, decision.verdict, ripe.policy)
+            self._hold_reduced(revision)
         self.waiting.leave(revision.id)
         series = catalog.by_id(self.database, revision.series_id)
         self._log.info(
@@ -205,6 +222,24 @@ class Keeper:
         elif verdict is not Verdict.SUSPECT and hold == HELD_SUSPECT:
             revisions.lift_hold(self.database, revision, hold)
 
+    def _hold_reduced(self, revision: revisions.Revision) -> None:
+        """Hold a series of which a rule has deleted images: what came late is not all of it."""
+        series = catalog.by_id(self.database, revision.series_id)
+        if series.deleted and series.ct_instances and not series.hold:
+            words = f"retention deleted {series.deleted} of its images: send them again, or release it as it is"
+            revisions.set_hold(self.database, revision, words)
+
+    def _forget_wanted(self) -> None:
+        """Forget what is to be forgotten; what is on its way just now has to arrive or fail first."""
+        for (identifier,) in self.database.execute(
+            "SELECT id FROM requests WHERE ended_at IS NULL AND kind = ?", (forgetting.REQUEST,)
+        ).fetchall():
+            if forgetting.carry_out(self.database, self.layout, identifier):
+                # Its numbers may be given again.
+                self.waiting.forget()
+                self.dispatcher.forget_waiting()
+                self._log.info("forgotten, as the operator asked")
+
     def _answer_requests(self) -> None:
         """Carry out what other processes asked the keeper to do on its connection."""
         for identifier, argument in self.database.execute(
@@ -221,9 +256,7 @@ class Keeper:
                 )
 
     def _between_backup_steps(self, _status: int, _remaining: int, _total: int) -> None:
-        came = {placement.series_id for placement in self.settler.scan().settled}
-        self.waiting.touch(came)
-        self.studies.touch(came)
+        self._touch(self.settler.scan())
         self.role.report()
 
     def _empty_journal(self) -> None:

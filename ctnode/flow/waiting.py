@@ -6,6 +6,7 @@ clock, so that a step of the wall clock neither completes a series nor starves i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class _Wait:
     last_arrival: float
     renewed: float
     look_at: float
+    # The longest wait that its policy allows; not known before the first look.
+    longest_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,13 @@ class WaitingRoom:
         self.wall = wall
         self._waits: dict[int, _Wait] = {}
         self._heard: dict[int, _Heard] = {}
+        # When an open association last brought something for a series: by association and series.
+        self._fed: dict[tuple[int, int], float] = {}
         # Series that something came for since the last look, which may have completed a list.
         self._fresh: set[int] = set()
         self._version = -1
+        # The least of all policies, as it was at the last look.
+        self._max_wait_s = math.inf
 
     def restore(self) -> None:
         """Take over the waits of the index that are not known yet, as after a restart or a turn that failed half-way.
@@ -85,12 +92,22 @@ class WaitingRoom:
                         "UPDATE revisions SET deadline = ? WHERE id = ?", (wall + revision.quiet_s, revision.id)
                     )
 
-    def touch(self, series_ids: Iterable[int], resent: Collection[int] = ()) -> None:
+    def touch(
+        self, series_ids: Iterable[int], resent: Collection[int] = (), fed: Iterable[tuple[int, int]] = ()
+    ) -> None:
         """Restart the wait of the series that something arrived for.
 
-        Those in ``resent`` got nothing but what they had: it restarts their quiet time, not their longest wait.
+        Parameters
+        ----------
+        series_ids
+            What something arrived for.
+        resent
+            Those that got nothing but what they had: it restarts their quiet time, not their longest wait.
+        fed
+            Which association brought something for which series.
         """
         now = self.monotonic()
+        self._fed.update(dict.fromkeys(fed, now))
         for series_id in set(series_ids):
             row = self.database.execute(
                 "SELECT id, quiet_s FROM revisions WHERE series_id = ? AND state = 'RECEIVING'", (series_id,)
@@ -99,14 +116,20 @@ class WaitingRoom:
                 continue
             wait = self._waits.get(row[0])
             renewed = wait.renewed if wait is not None and series_id in resent else now
-            self._waits[row[0]] = _Wait(series_id, now, renewed, now + row[1])
+            longest_s = wait.longest_s if wait is not None else None
+            self._waits[row[0]] = _Wait(series_id, now, renewed, now + row[1], longest_s)
             self._fresh.add(series_id)
 
     def next_look_s(self) -> float | None:
         """Return the seconds until a wait has to be looked at; None when nothing waits."""
         if not self._waits:
             return None
-        return max(0.0, min(wait.look_at for wait in self._waits.values()) - self.monotonic())
+        return max(0.0, min(map(self._look_at, self._waits.values())) - self.monotonic())
+
+    def _look_at(self, wait: _Wait) -> float:
+        # Resends may put off the quiet time for ever; the longest wait they do not.
+        longest_s = self._max_wait_s if wait.longest_s is None else wait.longest_s
+        return min(wait.look_at, wait.renewed + longest_s)
 
     def __len__(self) -> int:
         return len(self._waits)
@@ -115,7 +138,7 @@ class WaitingRoom:
         """Look at all that waits in the next turn, as after a change of the configuration."""
         now = self.monotonic()
         for wait in self._waits.values():
-            wait.look_at = min(wait.look_at, now)
+            wait.look_at, wait.longest_s = min(wait.look_at, now), None
 
     def ripe(
         self,
@@ -142,18 +165,21 @@ class WaitingRoom:
             Names of the peers that are asked what they hold.
         """
         ripe = []
+        own = [rule.max_wait_s for rule in rules if rule.max_wait_s is not None]
+        self._max_wait_s = min(settings.max_wait_s, *own) if own else settings.max_wait_s
         self._listen(opened := tuple(opened))
         by_id = {association.association_id: association for association in opened}
         version = evidence.version(self.database)
         is_told, self._version = version != self._version, version
         fresh, self._fresh = (self._fresh if version else set()), set()
         for revision_id, wait in list(self._waits.items()):
-            is_due = wait.look_at <= scan_began and wait.series_id not in touched
+            is_due = self._look_at(wait) <= scan_began and wait.series_id not in touched
             if not is_due and not is_told and wait.series_id not in fresh:
                 continue
             revision = get(self.database, revision_id)
             sender = sender_of(self.database, revision.series_id)
             policy = policy_of(settings, rules, sender)
+            wait.longest_s = policy.max_wait_s
             answerer = sender.peer if sender.peer in asked else ""
             decision = decide(
                 self._situation(revision, wait, by_id, policy, answerer),
@@ -179,10 +205,21 @@ class WaitingRoom:
                 # Its silence so far can only be read from the wall clock.
                 at = now - max(0.0, wall - association.last_arrival)
                 known = _Heard(association.last_arrival, at)
+                self._restore_fed(association, at)
             elif known.last_arrival != association.last_arrival:
                 known = _Heard(association.last_arrival, now)
             heard[association.association_id] = known
         self._heard = heard
+        self._fed = {pair: at for pair, at in self._fed.items() if pair[0] in heard}
+
+    def _restore_fed(self, association: Open, heard_at: float) -> None:
+        """Take over from the index what an association that is new to us fed before we looked."""
+        for series_id, last_arrival in self.database.execute(
+            "SELECT series_id, last_arrival FROM association_series WHERE association_id = ?",
+            (association.association_id,),
+        ).fetchall():
+            pair = (association.association_id, series_id)
+            self._fed.setdefault(pair, heard_at - max(0.0, association.last_arrival - last_arrival))
 
     def silent_s(self, association_id: int) -> float:
         """Return how long an open association has been silent at the last look."""
@@ -192,32 +229,45 @@ class WaitingRoom:
         """Forget a revision that got its verdict."""
         self._waits.pop(revision_id, None)
 
+    def forget(self) -> None:
+        """Forget the revisions that are no longer there, and take over those that wait under their numbers."""
+        there = {revision.id: revision.series_id for revision in receiving(self.database)}
+        self._waits = {
+            revision_id: wait for revision_id, wait in self._waits.items() if there.get(revision_id) == wait.series_id
+        }
+        self.restore()
+
     def _situation(
         self, revision: Revision, wait: _Wait, opened: dict[int, Open], policy: Policy, answerer: str
     ) -> Situation:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
         feeders, aborted = [], 0
-        for association_id, last_arrival, how in self.database.execute(
-            "SELECT fed.association_id, fed.last_arrival, a.how FROM association_series AS fed"
+        for association_id, how in self.database.execute(
+            "SELECT fed.association_id, a.how FROM association_series AS fed"
             " JOIN associations AS a ON a.id = fed.association_id WHERE fed.series_id = ?",
             (revision.series_id,),
         ).fetchall():
             aborted += how in {"aborted", "lost"}
             association = opened.get(association_id)
             if association is not None:
-                silent_s = now - self._heard[association_id].at
-                feeders.append(Feeder(silent_s, association.is_storing, association.last_arrival - last_arrival))
+                heard_at = self._heard[association_id].at
+                elsewhere_s = heard_at - self._fed.get((association_id, revision.series_id), heard_at)
+                feeders.append(Feeder(now - heard_at, association.is_storing, elsewhere_s))
+        silent_s = now - wait.last_arrival
         content = counts.of_series(self.database, revision.series_id)
         modality = catalog.by_id(self.database, revision.series_id).modality
         return Situation(
-            silent_s=now - wait.last_arrival,
+            silent_s=silent_s,
             waited_s=now - wait.renewed,
             quiet_s=revision.quiet_s,
             feeders=tuple(feeders),
             aborted=aborted,
             positions_mm=content.positions_mm,
-            claims=(*claims(self.database, revision, known), *of_concatenations(content.concatenations)),
+            claims=(
+                *claims(self.database, revision, known, is_quiet=silent_s >= revision.quiet_s),
+                *of_concatenations(content.concatenations),
+            ),
             in_progress=in_progress(known, modality),
             is_told=any(one.kind is EvidenceKind.OPERATOR and one.name == f"r{revision.n}" for one in known),
             numbers=content.numbers,

@@ -26,7 +26,7 @@ from ctnode.flow.publish import prepare, publish
 from ctnode.ops import log
 from ctnode.ops.process import end_group, identity, is_alive, resident_bytes_of_group
 from ctnode.ops.role import Role
-from ctnode.words import LostLease, VolumeStatus
+from ctnode.words import LostLease, NotFound, VolumeStatus
 
 IDLE_S: Final = 0.5
 WATCH_S: Final = 0.05
@@ -80,14 +80,17 @@ class Worker:
             try:
                 self._release_dead_owners()
                 self._give_back_held()
+                log.unbind("job")
                 lease = jobs.claim(self.database, self.owner)
                 if lease is None:
                     self.role.wait(IDLE_S)
                 else:
                     self._held = lease
+                    log.bind(job=lease.job_id)
                     self._run_job(lease)
                     self._held = None
-            except LostLease as lost:
+            except (LostLease, NotFound) as lost:
+                # A series that was forgotten takes its job with it.
                 self._log.warning("lease lost", reason=lost.message)
             except (OSError, sqlite3.Error) as error:
                 self.database.connection.rollback()

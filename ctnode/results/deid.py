@@ -1,10 +1,10 @@
 """De-identification by allow-list: an object for the outside is built anew from what may leave, nothing is taken away.
 
 The Basic Application Level Confidentiality Profile of PS3.15 Annex E with the options Retain Longitudinal Temporal
-Information with Modified Dates and Retain Device Identity in part (manufacturer and model). What is not listed here,
-private attributes and text in structured reports above all, does not leave, at any depth. UIDs, subject and dates are
-mapped with HMAC-SHA-256 under the key of the profile: the same source gives the same object, and originals and results
-of one project still belong together.
+Information with Modified Dates and Retain Device Identity in part (manufacturer and model). What is not listed in
+``leaving``, private attributes and text in structured reports above all, does not leave, at any depth. UIDs, subject
+and dates are mapped with HMAC-SHA-256 under the key of the profile: the same source gives the same object, and
+originals and results of one project still belong together.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -21,16 +22,30 @@ from typing import Final
 import pydicom
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
 from ctnode import __version__
 from ctnode.ops.durable import write_durable
+from ctnode.results.leaving import (
+    CODE_STRING,
+    LISTED,
+    OWN_DESCRIPTION,
+    OWN_LISTED,
+    OWN_TEXTS,
+    RESCALE_TYPES,
+    TECHNICAL,
+    TIME,
+    is_of_the_standard,
+    is_plain_label,
+    meaning_of,
+)
 from ctnode.words import Refusal
+from ctnode.words.origin import CODING_SCHEME
 
 REFUSED: Final = "NOT_DEIDENTIFIED"
 # Days by which the dates of a subject are moved into the past.
 _LONGEST_SHIFT_DAYS: Final = 3650
-_STANDARD_UIDS: Final = "1.2.840.10008."
 # Pixels of these are images of a scanner; those of Secondary Capture may show a name, unless ctnode drew them.
 _IMAGES: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
 _OWN: Final = frozenset(
@@ -43,47 +58,16 @@ _OWN: Final = frozenset(
         "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR
     }
 )
+# Whose values are texts of any kind; others are numbers, or bytes of pixels.
+_TEXT_VRS: Final = frozenset(["AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"])
+# Of items that stay only where the standard knows the code.
+_CODES: Final = frozenset({"CodeValue", "CodingSchemeDesignator", "CodeMeaning"})
 _TEXT_ITEMS: Final = frozenset({"TEXT", "PNAME", "DATE", "TIME", "DATETIME"})
-# Attributes of these VRs say something only about the acquisition or the encoding when they stand in the list below.
-_LISTED: Final = """
-SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID
-StudyDate SeriesDate AcquisitionDate ContentDate InstanceCreationDate StudyTime SeriesTime AcquisitionTime
-ContentTime InstanceCreationTime AcquisitionDateTime TimezoneOffsetFromUTC Modality ConversionType Manufacturer
-ManufacturerModelName SoftwareVersions BurnedInAnnotation BodyPartExamined ScanOptions SliceThickness KVP
-SpacingBetweenSlices DataCollectionDiameter ReconstructionDiameter DistanceSourceToDetector
-DistanceSourceToPatient GantryDetectorTilt TableHeight RotationDirection ExposureTime XRayTubeCurrent Exposure
-FilterType GeneratorPower FocalSpots ConvolutionKernel PatientPosition RevolutionTime SingleCollimationWidth
-TotalCollimationWidth TableSpeed TableFeedPerRotation SpiralPitchFactor CTDIvol SeriesNumber AcquisitionNumber
-InstanceNumber PatientOrientation Laterality ImagePositionPatient ImageOrientationPatient SliceLocation
-PositionReferenceIndicator SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames
-FrameIncrementPointer Rows Columns PixelSpacing PixelAspectRatio BitsAllocated BitsStored HighBit
-PixelRepresentation SmallestImagePixelValue LargestImagePixelValue PixelPaddingValue PixelPaddingRangeLimit
-WindowCenter WindowWidth RescaleIntercept RescaleSlope RescaleType LossyImageCompression
-LossyImageCompressionRatio LossyImageCompressionMethod PixelData ExtendedOffsetTable ExtendedOffsetTableLengths
-PresentationLUTShape VOILUTFunction ReferencedSeriesSequence ReferencedInstanceSequence ReferencedSOPSequence
-ReferencedSOPClassUID ReferencedSOPInstanceUID ReferencedFrameNumber SourceImageSequence DerivationImageSequence
-DerivationCodeSequence PurposeOfReferenceCodeSequence ReferencedImageSequence CodeValue CodingSchemeDesignator
-CodingSchemeVersion CodeMeaning SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
-PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence FrameContentSequence DimensionIndexValues
-StackID InStackPositionNumber SegmentIdentificationSequence ReferencedSegmentNumber
-DimensionOrganizationSequence DimensionOrganizationUID DimensionIndexSequence DimensionIndexPointer
-FunctionalGroupPointer DimensionOrganizationType SegmentationType SegmentationFractionalType
-MaximumFractionalValue SegmentSequence SegmentNumber SegmentLabel SegmentAlgorithmType SegmentAlgorithmName
-SegmentedPropertyCategoryCodeSequence SegmentedPropertyTypeCodeSequence
-SegmentedPropertyTypeModifierCodeSequence AnatomicRegionSequence AnatomicRegionModifierSequence
-RecommendedDisplayCIELabValue TrackingUID SegmentsOverlap ContentLabel CTImageFrameTypeSequence FrameType
-PixelPresentation VolumetricProperties VolumeBasedCalculationTechnique PixelValueTransformationSequence
-FrameVOILUTSequence CTAcquisitionTypeSequence CTReconstructionSequence CTGeometrySequence CTExposureSequence
-CTXRayDetailsSequence CTTableDynamicsSequence FrameAnatomySequence FrameLaterality ValueType ContinuityOfContent
-RelationshipType ConceptNameCodeSequence ConceptCodeSequence ContentSequence ContentTemplateSequence
-MappingResource TemplateIdentifier MeasuredValueSequence NumericValue FloatingPointValue
-MeasurementUnitsCodeSequence UID CompletionFlag VerificationFlag CurrentRequestedProcedureEvidenceSequence
-"""
-_ALLOWED: Final = frozenset(_LISTED.split())
 # Type 1 and 2 attributes of the patient, study and equipment that Annex E empties.
 _EMPTIED: Final = (
     "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "StudyID", "AccessionNumber",
 )  # fmt: skip
+_DATE: Final = re.compile(r"[0-9]{8}(?P<rest>([0-9]{2}){0,3}(\.[0-9]{1,6})?)([+-][0-9]{4})?")
 _METHODS: Final = (
     ("113100", "Basic Application Confidentiality Profile"),
     ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
@@ -99,13 +83,17 @@ class Profile:
 
     def mapped_uid(self, uid: str) -> str:
         """Return the UID that stands for ``uid`` outside, under 2.25 (PS3.5 B.2); those of the standard stay."""
-        if not uid or uid.startswith(_STANDARD_UIDS):
+        if not uid or is_of_the_standard(uid):
             return uid
         return f"2.25.{int.from_bytes(self._mac('uid', uid)[:16], 'big')}"
 
     def subject(self, patient: str) -> str:
         """Return the ID of a subject in the project."""
         return f"{self.project}-{self._mac('subject', patient).hex()[:16]}"
+
+    def label(self, text: str) -> str:
+        """Return what stands for a label of a sender, in 16 letters."""
+        return self._mac("label", text).hex()[:16]
 
     def shift(self, patient: str) -> timedelta:
         """Return by how much the dates of a patient move into the past; the same for all of them."""
@@ -127,7 +115,7 @@ def deidentify(source: Dataset, profile: Profile) -> Dataset:
     _require_harmless(source)
     patient = _text(source, "PatientID")
     key = "\x1f".join((patient, _text(source, "IssuerOfPatientID"))) if patient else _text(source, "StudyInstanceUID")
-    made = _allowed(source, profile, profile.shift(key))
+    made = _Builder(profile, profile.shift(key), is_own=_is_own(source)).built(source)
     for keyword in _EMPTIED:
         setattr(made, keyword, None)
     made.PatientID = made.PatientName = profile.subject(key)
@@ -166,8 +154,7 @@ def deidentify_file(source: Path, target: Path, profile: Profile) -> None:
 
 def _require_harmless(source: Dataset) -> None:
     sop_class = _text(source, "SOPClassUID")
-    is_own = _text(source, "Manufacturer").lower() == "ctnode"
-    if sop_class not in _IMAGES and not (is_own and sop_class in _OWN):
+    if sop_class not in _IMAGES and not _is_own(source):
         raise Refusal("no profile for objects of this SOP class that ctnode did not make", code=REFUSED)
     if _text(source, "BurnedInAnnotation").upper() == "YES":
         raise Refusal("the pixels hold burned-in annotation", code=REFUSED)
@@ -175,54 +162,97 @@ def _require_harmless(source: Dataset) -> None:
         raise Refusal("a secondary image may show annotation in its pixels", code=REFUSED)
 
 
-def _allowed(source: Dataset, profile: Profile, shift: timedelta) -> Dataset:
-    made = Dataset()
-    for tag in source.keys():  # noqa: SIM118 - a Dataset iterates over elements, and those decode
-        keyword = pydicom.datadict.keyword_for_tag(tag)
-        if tag.is_private or keyword not in _ALLOWED:
-            continue
-        element = source[tag]
-        if element.VR == "SQ":
-            items = [_allowed(item, profile, shift) for item in element.value or [] if _may_stay(keyword, item)]
-            made.add(DataElement(tag, "SQ", items))
-        elif pydicom.datadict.dictionary_VR(tag) != element.VR and element.VR not in _binary_vrs(tag):
-            continue
+def _is_own(source: Dataset) -> bool:
+    return _text(source, "Manufacturer").lower() == "ctnode" and _text(source, "SOPClassUID") in _OWN
+
+
+class _Builder:
+    """Builds data sets of what may leave of others, at every depth by the same rules."""
+
+    def __init__(self, profile: Profile, shift: timedelta, *, is_own: bool) -> None:
+        self._profile = profile
+        self._shift = shift
+        self._is_own = is_own
+        self._allowed = OWN_LISTED if is_own else LISTED
+
+    def built(self, source: Dataset) -> Dataset:
+        made = Dataset()
+        for tag in source.keys():  # noqa: SIM118 - a Dataset iterates over elements, and those decode
+            keyword = pydicom.datadict.keyword_for_tag(tag)
+            if tag.is_private or keyword not in self._allowed:
+                continue
+            element = source[tag]
+            # The dictionary lets some attributes be one of several, such as US or SS.
+            if element.VR not in pydicom.datadict.dictionary_VR(tag).split(" or "):
+                continue
+            if element.VR == "SQ":
+                items = [self.built(item) for item in element.value or [] if self._may_stay(keyword, item)]
+                made.add(DataElement(tag, "SQ", items))
+            else:
+                self._add(made, keyword, element)
+        self._judge_code(made)
+        return made
+
+    def _judge_code(self, made: Dataset) -> None:
+        """Leave of a code nothing, or what the standard says of it and not what somebody typed there."""
+        if self._is_own and _text(made, "CodingSchemeDesignator") == CODING_SCHEME:
+            return
+        meaning = _meaning(made)
+        for keyword in _CODES if meaning is None else ():
+            if keyword in made:
+                delattr(made, keyword)
+        if "CodeMeaning" in made:
+            made.CodeMeaning = meaning
+
+    def _may_stay(self, keyword: str, item: Dataset) -> bool:
+        if keyword == "ContentSequence" and _text(item, "ValueType") in _TEXT_ITEMS:
+            return False
+        is_ours = self._is_own and _text(item, "CodingSchemeDesignator") == CODING_SCHEME
+        return is_ours or _meaning(item) is not None or not any(word in item for word in _CODES)
+
+    def _add(self, made: Dataset, keyword: str, element: DataElement) -> None:
+        many = element.value if isinstance(element.value, MultiValue) else [element.value]
+        if element.VR in _TEXT_VRS:
+            texts = [self._left_of(keyword, element.VR, str(one)) for one in many if one is not None]
+            made.add(DataElement(element.tag, element.VR, texts if len(texts) != 1 else texts[0]))
         else:
-            made.add(_mapped(element, profile, shift))
-    if _text(source, "CodingSchemeDesignator").startswith("99") and "CodeMeaning" in made:
-        # A private scheme (PS3.16 8): its meanings are whatever somebody typed.
-        made.CodeMeaning = "private code"
-    return made
+            made.add(DataElement(element.tag, element.VR, element.value))
+
+    def _left_of(self, keyword: str, vr: str, text: str) -> str:
+        """Return what leaves of one text: mapped, itself where it is harmless, else nothing."""
+        if vr == "UI":
+            return self._profile.mapped_uid(text)
+        if vr in {"DA", "DT"}:
+            return _moved(text, self._shift)
+        if vr == "TM":
+            return text if TIME.fullmatch(text.strip()) else ""
+        if vr == "CS":
+            return text if CODE_STRING.fullmatch(text) else ""
+        if keyword in TECHNICAL or keyword in _CODES:
+            return text
+        if keyword in {"SegmentLabel", "SegmentAlgorithmName"}:
+            return text if text in OWN_TEXTS else ""
+        if keyword == "StackID":
+            return text if is_plain_label(text) else self._profile.label(text)
+        if keyword == "SeriesDescription":
+            return text if OWN_DESCRIPTION.fullmatch(text) else ""
+        if keyword == "RescaleType":
+            return text if text.strip() in RESCALE_TYPES else "US"
+        return ""
 
 
-def _binary_vrs(tag: int) -> set[str]:
-    """Return the VRs that the dictionary lets an ambiguous attribute have, such as US or SS."""
-    return set(pydicom.datadict.dictionary_VR(tag).split(" or "))
-
-
-def _may_stay(keyword: str, item: Dataset) -> bool:
-    return keyword != "ContentSequence" or _text(item, "ValueType") not in _TEXT_ITEMS
-
-
-def _mapped(element: DataElement, profile: Profile, shift: timedelta) -> DataElement:
-    value = element.value
-    if element.VR == "UI":
-        many = [value] if isinstance(value, str) else list(value or [])
-        mapped = [profile.mapped_uid(str(uid)) for uid in many]
-        value = mapped[0] if len(mapped) == 1 else mapped
-    elif element.VR in {"DA", "DT"}:
-        value = _moved(str(value or ""), shift)
-    return DataElement(element.tag, element.VR, value)
+def _meaning(item: Dataset) -> str | None:
+    return meaning_of(_text(item, "CodingSchemeDesignator"), _text(item, "CodeValue"))
 
 
 def _moved(text: str, shift: timedelta) -> str:
-    """Return a date moved into the past, with the time of day behind it; what is none becomes empty."""
+    """Return a date moved into the past, with the time of day behind it but no zone; what is none becomes empty."""
+    found = _DATE.fullmatch(text.strip())
     try:
-        moved = date(int(text[:4]), int(text[4:6]), int(text[6:8])) - shift
+        moved = date(int(text[:4]), int(text[4:6]), int(text[6:8])) - shift if found else None
     except (ValueError, OverflowError):
-        return ""
-    rest = text[8:]
-    return f"{moved:%Y%m%d}{rest}" if all(one in "0123456789.+-" for one in rest) else f"{moved:%Y%m%d}"
+        moved = None
+    return f"{moved:%Y%m%d}{found['rest']}" if moved is not None and found is not None else ""
 
 
 def _code(value: str, meaning: str) -> Dataset:

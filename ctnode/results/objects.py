@@ -8,13 +8,16 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, cast
 
+from pydicom.charset import convert_encodings, default_encoding
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ExplicitVRLittleEndian
 
 from ctnode import __version__
-from ctnode.ct.dataset import readable
+from ctnode.ct.dataset import readable, text, zone
 from ctnode.ct.grid import Volume
 
 _NAMESPACE: Final = uuid.UUID("7c1f3b0a-51f8-5f0e-9a35-5f3d0c9b7a11")
@@ -35,6 +38,8 @@ _TYPE_2: Final = (
 _TYPE_3: Final = (
     "SpecificCharacterSet",
     "IssuerOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "IssuerOfAccessionNumberSequence",
     "PatientAge",
     "PatientSize",
     "PatientWeight",
@@ -69,41 +74,68 @@ def derived_uid(*parts: str) -> str:
 
 
 def patient_and_study(header: Dataset, study: str) -> Dataset:
-    """Return a data set with the source's patient and study, in the source's character set."""
+    """Return a data set with the source's patient and study: its bytes, whether or not they fit its character set.
+
+    An archive shows them for our objects as it shows them for the images, so it files both under one patient. Text of
+    our own has to be ASCII, which every character set holds; a VR that depends on others has to be given.
+    """
     dataset = Dataset()
     for keyword in _TYPE_3:
-        if _is_filled(header, keyword):
-            dataset[keyword] = header[keyword]
+        if (element := _as_it_is(header, keyword)) is not None:
+            dataset[keyword] = element
     for keyword in _TYPE_2:
-        if _is_filled(header, keyword):
-            dataset[keyword] = header[keyword]
+        if (element := _as_it_is(header, keyword)) is not None:
+            dataset[keyword] = element
         else:
             setattr(dataset, keyword, None)
     # PS3.3 C.7.1.1 wants a method where an identity was removed; many sources leave it out.
-    if dataset.get("PatientIdentityRemoved") == "YES" and not _METHODS & {element.keyword for element in dataset}:
+    if dataset.get("PatientIdentityRemoved") == "YES" and not any(method in dataset for method in _METHODS):
         dataset.DeidentificationMethod = "Not stated by the source"
     # Data sets without UIDs are grouped under a name that is none; their report still needs a valid one.
     named = study if UID(study).is_valid else derived_uid("study", study)
-    dataset.StudyInstanceUID = readable(header, "StudyInstanceUID") or named
+    dataset.StudyInstanceUID = text(header, "StudyInstanceUID") or named
+    # It is written in the encoding that it has, so bytes stay as they are.
+    charset = dataset.get("SpecificCharacterSet", default_encoding)
+    dataset.set_original_encoding(False, True, convert_encodings(charset))
     return dataset
 
 
-def _is_filled(header: Dataset, keyword: str) -> bool:
-    """Return whether there is a value; one that cannot be read is none."""
-    return readable(header, keyword) is not None and not header[keyword].is_empty
+def _as_it_is(header: Dataset, keyword: str) -> DataElement | RawDataElement | None:
+    """Return an element with the bytes of the source, None where it has no value."""
+    if keyword not in header:
+        return None
+    element = cast(DataElement | RawDataElement, header.get_item(keyword))
+    vr = dictionary_VR(keyword)
+    if isinstance(element, RawDataElement) and vr != "SQ":
+        value = (element.value or b"").rstrip(b" \0")
+        if not value:
+            return None
+        # Of even length; a text ends with a blank (PS3.5 6.2).
+        value += b" " * (len(value) % 2)
+        return RawDataElement(element.tag, vr, len(value), value, 0, False, True)
+    return header[keyword] if readable(header, keyword) is not None and not header[keyword].is_empty else None
 
 
 def frame_of_reference(header: Dataset, origin: Origin) -> str:
     """Return that of the source, or one that depends on its series where the source has none."""
     if has_frame_of_reference(header):
-        return str(header.FrameOfReferenceUID)
+        return text(header, "FrameOfReferenceUID")
     return derived_uid("frame", origin.study, origin.series)
 
 
 def has_frame_of_reference(header: Dataset) -> bool:
     """Return whether the source says in which frame of reference it lies."""
-    found = readable(header, "FrameOfReferenceUID")
-    return bool(found) and UID(str(found)).is_valid
+    found = text(header, "FrameOfReferenceUID")
+    return bool(found) and UID(found).is_valid
+
+
+def compression(dataset: Dataset, volume: Volume) -> None:
+    """Say whether the pixels that the object comes from were ever compressed with loss (PS3.3 C.7.6.1.1.5)."""
+    lossy = any(issue.code == "LOSSY" for issue in volume.issues)
+    dataset.LossyImageCompression = "01" if lossy else "00"
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if lossy and (element := _as_it_is(volume.header, keyword)) is not None:
+            dataset[keyword] = element
 
 
 def code(value: str, scheme: str, meaning: str) -> Dataset:
@@ -120,13 +152,19 @@ def referenced(sop_class: str, sop_uid: str) -> Dataset:
     return item
 
 
+def local(dataset: Dataset, moment: datetime) -> datetime:
+    """Return ``moment`` in the zone of all times in ``dataset`` (PS3.3 C.12.1.1.8), unchanged where none is said."""
+    offset = zone(text(dataset, "TimezoneOffsetFromUTC"))
+    return moment if offset is None or moment.tzinfo is None else moment.astimezone(offset)
+
+
 def equipment(dataset: Dataset, made_at: datetime) -> None:
     """Add the general equipment and, as a mark that outlives coercion, the contributing equipment (PS3.3 C.12.1)."""
     for item in (dataset, part := Dataset()):
         item.Manufacturer = "ctnode"
         item.ManufacturerModelName = "ctnode"
         item.SoftwareVersions = __version__
-    part.ContributionDateTime = made_at.strftime("%Y%m%d%H%M%S.%f")
+    part.ContributionDateTime = local(dataset, made_at).strftime("%Y%m%d%H%M%S.%f")
     part.ContributionDescription = "CT processing"
     part.PurposeOfReferenceCodeSequence = [code("109102", "DCM", "Processing Equipment")]
     dataset.ContributingEquipmentSequence = [part]
@@ -141,7 +179,8 @@ def describe(dataset: Dataset, origin: Origin, volume: Volume, kind: str, sop_cl
     dataset.Modality = modality
     dataset.InstanceNumber = 1
     equipment(dataset, origin.made_at)
-    date, time = origin.made_at.strftime("%Y%m%d"), origin.made_at.strftime("%H%M%S.%f")
+    moment = local(dataset, origin.made_at)
+    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S.%f")
     dataset.SeriesDate = dataset.ContentDate = dataset.InstanceCreationDate = date
     dataset.SeriesTime = dataset.ContentTime = dataset.InstanceCreationTime = time
 

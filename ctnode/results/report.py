@@ -36,7 +36,7 @@ from ctnode.results.canvas import (
     tile,
     wrapped,
 )
-from ctnode.results.objects import derived_uid, equipment, file_meta, patient_and_study
+from ctnode.results.objects import compression, derived_uid, equipment, file_meta, local, patient_and_study
 from ctnode.results.png import chosen_window, lung_planes
 from ctnode.words import LungStatus
 
@@ -90,6 +90,7 @@ def write_report(
     identity = "|".join((study, series, str(revision), volume.input_digest, __version__, settings_digest))
     dataset = patient_and_study(volume.header, study)
     _describe(dataset, identity, made_at, found=lungs.status not in WITHOUT_MASK)
+    compression(dataset, volume)
     pixels = np.asarray(page, dtype=np.uint8)
     dataset.SamplesPerPixel = 3
     dataset.PhotometricInterpretation = "RGB"
@@ -99,7 +100,7 @@ def write_report(
     dataset.HighBit = 7
     dataset.PixelRepresentation = 0
     content = pixels.tobytes()
-    dataset.PixelData = content + b"\x00" * (len(content) % 2)
+    dataset.add_new("PixelData", "OB", content + b"\x00" * (len(content) % 2))
     dataset.file_meta = file_meta(dataset)
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
@@ -126,7 +127,8 @@ def _describe(dataset: Dataset, identity: str, made_at: datetime, *, found: bool
     dataset.DerivationDescription = "Lung segmentation and densitometry"
     dataset.BurnedInAnnotation = "NO"
     dataset.PatientOrientation = None
-    date, time = made_at.strftime("%Y%m%d"), made_at.strftime("%H%M%S.%f")
+    moment = local(dataset, made_at)
+    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S.%f")
     dataset.SeriesDate = dataset.ContentDate = dataset.InstanceCreationDate = date
     dataset.SeriesTime = dataset.ContentTime = dataset.InstanceCreationTime = time
 

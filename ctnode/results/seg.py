@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,13 +20,14 @@ from pydicom.uid import UID
 from pydicom.valuerep import format_number_as_ds
 
 from ctnode import __version__
-from ctnode.ct.dataset import readable
+from ctnode.ct.dataset import text
 from ctnode.ct.grid import SourceImage, Volume
 from ctnode.ct.lungs import Lungs
-from ctnode.ops.durable import write_durable
+from ctnode.ops.durable import replacing
 from ctnode.results.objects import (
     Origin,
     code,
+    compression,
     derived_uid,
     describe,
     file_meta,
@@ -57,20 +58,23 @@ def write_seg(path: Path, volume: Volume, lungs: Lungs, origin: Origin, *, label
     ValueError
         If the mask is empty.
     """
-    planes = [
-        (number, image, _on_source(volume, lungs.labels, image))
-        for number, image in enumerate(sources_of(volume), start=1)
-    ]
-    frames = list(_frames(planes, labelmap=labelmap))
+    frames = _frames(volume, lungs.labels, labelmap=labelmap)
     if not frames:
         raise ValueError("a segmentation without any voxel has no frame")
     dataset = _header(volume, origin, len(frames), labelmap=labelmap)
     dataset.file_meta = file_meta(dataset)
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    buffer.write(_sequence(0x52009230, *map(_frame_item, frames)))
-    buffer.write(_element(0x7FE00010, b"OB", _pixels(frames, labelmap=labelmap)))
-    write_durable(path, buffer.getvalue(), mode=0o644)
+    head = io.BytesIO()
+    pydicom.dcmwrite(head, dataset, enforce_file_format=True)
+    pixels = _packed_on(frames, labelmap=labelmap)
+    length = sum(part.size for part in pixels)
+    with replacing(path, mode=0o644) as file:
+        file.write(head.getvalue())
+        file.write(_sequence(0x52009230, *map(_frame_item, frames)))
+        file.write(_head(0x7FE00010, b"OB", length + length % 2))
+        # Frame by frame, so that the whole is never held twice.
+        for part in pixels:
+            file.write(np.ascontiguousarray(part).data)
+        file.write(b"\x00" * (length % 2))
 
 
 def sources_of(volume: Volume) -> tuple[SourceImage, ...]:
@@ -94,7 +98,11 @@ def _on_source(volume: Volume, labels: _Labels, image: SourceImage) -> _Labels:
     """Return the labels ``(rows, columns)`` on one source slice, from the nearest voxels of the grid."""
     inverse = np.linalg.inv(volume.grid.affine)
     column, row, place = (round(value) for value in (inverse @ (*image.position_mm, 1.0))[:3].tolist())
-    plane = np.zeros((image.rows, image.columns), dtype=np.uint8)
+    shape = image.rows, image.columns
+    if (row, column) == (0, 0) and 0 <= place < len(labels) and labels.shape[1:] == shape:
+        whole: _Labels = labels[place]
+        return whole
+    plane = np.zeros(shape, dtype=np.uint8)
     if 0 <= place < len(labels):
         part = labels[place, max(row, 0) : row + image.rows, max(column, 0) : column + image.columns]
         top, left = max(-row, 0), max(-column, 0)
@@ -102,31 +110,35 @@ def _on_source(volume: Volume, labels: _Labels, image: SourceImage) -> _Labels:
     return plane
 
 
-_Plane = tuple[int, SourceImage, _Labels]
 # Number of the source image from 1, the image, the segment (0: all, in a label map), and the pixels.
 _Frame = tuple[int, SourceImage, int, _Labels]
 
 
-def _frames(planes: Sequence[_Plane], *, labelmap: bool) -> Iterator[_Frame]:
-    if labelmap:
-        yield from ((number, image, 0, labels) for number, image, labels in planes if labels.any())
-        return
-    for segment, *_ in SEGMENTS:
-        for number, image, labels in planes:
-            mask = labels == segment
+def _frames(volume: Volume, labels: _Labels, *, labelmap: bool) -> tuple[_Frame, ...]:
+    """Return the frames that hold anything, by segment and then by image."""
+    frames: list[_Frame] = []
+    for number, image in enumerate(sources_of(volume), start=1):
+        plane = _on_source(volume, labels, image)
+        if labelmap:
+            if plane.any():
+                frames.append((number, image, 0, plane))
+            continue
+        for segment, *_ in SEGMENTS:
+            mask = plane == segment
             if mask.any():
                 # Packed at once where a frame ends with a byte, so that never more than bits are held.
                 packed = np.packbits(mask, bitorder="little") if mask.size % 8 == 0 else mask.view(np.uint8)
-                yield number, image, segment, packed
+                frames.append((number, image, segment, packed))
+    return tuple(sorted(frames, key=lambda frame: frame[2]))
 
 
-def _pixels(frames: Sequence[_Frame], *, labelmap: bool) -> bytes:
-    """Return the value of Pixel Data; bits run on over the ends of frames (PS3.5 8.1.1)."""
-    whole = np.concatenate([pixels.ravel() for *_, pixels in frames])
+def _packed_on(frames: Sequence[_Frame], *, labelmap: bool) -> list[_Labels]:
+    """Return the parts of Pixel Data in their order; bits run on over the ends of frames (PS3.5 8.1.1)."""
+    parts = [pixels for *_, pixels in frames]
     image = frames[0][1]
-    if not labelmap and image.rows * image.columns % 8:
-        whole = np.packbits(whole, bitorder="little")
-    return whole.tobytes() + b"\x00" * (whole.size % 2)
+    if labelmap or image.rows * image.columns % 8 == 0:
+        return parts
+    return [np.packbits(np.concatenate([part.ravel() for part in parts]), bitorder="little")]
 
 
 def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Dataset:
@@ -139,7 +151,7 @@ def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Da
     dataset.BodyPartExamined = "CHEST"
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.BurnedInAnnotation = "NO"
-    dataset.LossyImageCompression = "00"
+    compression(dataset, volume)
     dataset.ContentLabel = "LUNGS"
     dataset.ContentDescription = "" if is_mapped(volume) else SAMPLED_BACK
     dataset.ContentCreatorName = None
@@ -161,7 +173,7 @@ def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Da
     background = [_background()] if labelmap else []
     dataset.SegmentSequence = [*background, *(_segment(*segment) for segment in SEGMENTS)]
     if labelmap:
-        dataset.PixelPaddingValue = 0
+        dataset.add_new("PixelPaddingValue", "US", 0)
     _dimensions(dataset, origin.identity(volume), labelmap=labelmap)
     dataset.SharedFunctionalGroupsSequence = [_shared(volume)]
     return dataset
@@ -170,7 +182,7 @@ def _header(volume: Volume, origin: Origin, count: int, *, labelmap: bool) -> Da
 def _references(dataset: Dataset, volume: Volume, origin: Origin) -> None:
     """Add the Common Instance Reference (PS3.3 C.12.2), which viewers use to find the images."""
     classes = {image.sop_uid: image.sop_class for image in volume.sources}
-    series = str(readable(volume.header, "SeriesInstanceUID") or origin.series)
+    series = text(volume.header, "SeriesInstanceUID") or origin.series
     if not classes or "" in classes or not UID(series).is_valid:
         return
     item = Dataset()
@@ -181,7 +193,7 @@ def _references(dataset: Dataset, volume: Volume, origin: Origin) -> None:
 
 def _segment(number: int, value: str, meaning: str, lab: tuple[int, int, int]) -> Dataset:
     algorithm = Dataset()
-    algorithm.AlgorithmFamilyCodeSequence = [code("123105", "DCM", "Morphological Operations")]
+    algorithm.AlgorithmFamilyCodeSequence = [code("123104", "DCM", "Morphological Operations")]
     algorithm.AlgorithmVersion = __version__
     algorithm.AlgorithmName = "ctnode"
     item = Dataset()
@@ -266,8 +278,12 @@ def _element(tag: int, vr: bytes, value: bytes) -> bytes:
     """Encode one element in Explicit VR Little Endian (PS3.5 7.1.2)."""
     if len(value) % 2:
         value += b"\0" if vr == b"UI" else b" "
+    return _head(tag, vr, len(value)) + value
+
+
+def _head(tag: int, vr: bytes, length: int) -> bytes:
     head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr)
-    return head + (struct.pack("<xxI", len(value)) if vr in _LONG else struct.pack("<H", len(value))) + value
+    return head + (struct.pack("<xxI", length) if vr in _LONG else struct.pack("<H", length))
 
 
 def _sequence(tag: int, *items: bytes) -> bytes:

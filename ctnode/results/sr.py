@@ -13,18 +13,19 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from ctnode import __version__
-from ctnode.ct.dataset import readable
+from ctnode.ct.dataset import text
 from ctnode.ct.grid import Volume
 from ctnode.ct.measure import LungNumbers, Measurements
 from ctnode.ops.durable import write_durable
 from ctnode.results.objects import Origin, derived_uid, describe, file_meta, patient_and_study, referenced
 from ctnode.results.seg import BINARY_STORAGE, LABELMAP_STORAGE
 from ctnode.words import LungStatus
+from ctnode.words.origin import CODING_SCHEME
 
 COMPREHENSIVE_3D: Final = "1.2.840.10008.5.1.4.1.1.88.34"
 SERIES_NUMBER: Final = 903
 # Numbers without a code of their own in the standard.
-OWN_SCHEME: Final = "99CTNODE"
+OWN_SCHEME: Final = CODING_SCHEME
 
 _ATTENUATION: Final = CodedConcept("112031", "DCM", "Attenuation Coefficient")
 _HU: Final = CodedConcept("[hnsf'U]", "UCUM", "Hounsfield unit")
@@ -79,7 +80,7 @@ def write_sr(path: Path, volume: Volume, measurements: Measurements, origin: Ori
 
 def _report(volume: Volume, measurements: Measurements, origin: Origin, segmentation: Dataset) -> sr.MeasurementReport:
     identity = origin.identity(volume)
-    found = str(readable(volume.header, "SeriesInstanceUID") or "")
+    found = text(volume.header, "SeriesInstanceUID")
     source = sr.SourceSeriesForSegmentation(found if UID(found).is_valid else derived_uid("source", identity))
     groups: list[sr.VolumetricROIMeasurementsAndQualitativeEvaluations | sr.MeasurementsAndQualitativeEvaluations] = []
     for name, segment, value, meaning in _SIDES:
@@ -108,8 +109,8 @@ def _report(volume: Volume, measurements: Measurements, origin: Origin, segmenta
         )
         # A code's meaning has room for 64 characters; templates are extensible, and text says all.
         for concept, texts in ((_REASON, measurements.reasons), (_WARNING, measurements.warnings)):
-            for text in texts:
-                readable_text = text.encode("ascii", "replace").decode("ascii")
+            for said in texts:
+                readable_text = said.encode("ascii", "replace").decode("ascii")
                 groups[-1][0].ContentSequence.append(
                     sr.TextContentItem(concept, readable_text, sr.RelationshipTypeValues.CONTAINS)
                 )

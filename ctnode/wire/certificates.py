@@ -139,6 +139,17 @@ def client_context(target: Target) -> ssl.SSLContext:
     return context
 
 
+def tls_words(connection: ssl.SSLSocket) -> str:
+    """Return version, cipher suite, and until when the certificate of the other side is valid, where it showed one."""
+    cipher = connection.cipher()
+    words = [connection.version() or "", cipher[0] if cipher else ""]
+    until = (connection.getpeercert() or {}).get("notAfter")
+    if isinstance(until, str):
+        day = datetime.fromtimestamp(ssl.cert_time_to_seconds(until), UTC)
+        words.append(f"certificate until {day:%Y-%m-%d}")
+    return " ".join(word for word in words if word)
+
+
 def peer_names(connection: ssl.SSLSocket) -> frozenset[str]:
     """Return what a peer's verified certificate may be called in ``[[peers]]``; empty without one."""
     encoded = connection.getpeercert(binary_form=True)

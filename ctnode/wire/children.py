@@ -170,7 +170,11 @@ def _sum(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     instances: Counter[str] = Counter()
     ended: Counter[str] = Counter()
     cut: Counter[str] = Counter()
+    seconds: dict[str, list[float]] = {}
     for part in parts:
+        for peer, spent in part.get("seconds", {}).items():
+            known = seconds.get(peer, [0.0] * len(spent))
+            seconds[peer] = [one + other for one, other in zip(known, spent, strict=True)]
         instances.update(part.get("instances", {}))
         ended.update(part.get("ended", {}))
         cut.update(part.get("cut", {}))
@@ -179,4 +183,5 @@ def _sum(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
         "ended": dict(sorted(ended.items())),
         "cut": dict(sorted(cut.items())),
         "bytes": sum(int(part.get("bytes", 0)) for part in parts),
+        "seconds": seconds,
     }

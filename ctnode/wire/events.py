@@ -90,6 +90,7 @@ def _report(message: Message, association: SyncAssociation) -> None:
             report = Report.from_text(channel.read_memory_file(memory))
             answer = report_here(association, report, float(message.fields["timeout_s"]))
         except Exception as error:  # noqa: BLE001 - nobody is above this frame: the asker is told, and goes another way
-            log.get().error("report failed", exception=type(error).__name__)
+            name = cast(NodeSession, association.session).journal_name
+            log.get().error("report failed", exception=type(error).__name__, association=name)
             answer = Answer(None, "the node failed on this association")
         channel.send(end, "reported", status=answer.status, why=answer.why)

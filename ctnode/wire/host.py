@@ -40,7 +40,7 @@ class _HostedAssociation(SyncAssociation):
             if self._establish():
                 self.run_reactor()
         except Exception as error:  # noqa: BLE001 - nobody is above this frame: it is logged, and the place is given back
-            log.get().error("association failed", exception=type(error).__name__, error=str(error)[:200])
+            log.get().error("association failed", exception=log.place(error))
         finally:
             self.on_done(self)
 

@@ -94,7 +94,7 @@ class Assembler:
                 raise Malformed("the length of a PDV cannot be")
             fragment = body[position + _PDV_HEADER.size : position + 4 + length]
             position += 4 + length
-            if context_id != self._context_id:
+            if context_id != self._context_id or not context_id:
                 if self._context_id or not self._has_context(context_id):
                     raise Malformed("a PDV has a presentation context that it may not have")
                 self._context_id = context_id

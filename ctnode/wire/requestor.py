@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from ctnode.wire.certificates import tls_fault
+from ctnode.wire.certificates import tls_fault, tls_words
 from ctnode.wire.command import NO_DATA_SET, Malformed, command_pdus
 from ctnode.wire.proposal import MAX_PDU_BYTES, PDU_HEADER, Answer, Offer, associate_rq, read_answer, read_rejection
 
@@ -115,12 +115,9 @@ class Association:
         self._context_ids = {agreed.context_id for agreed in self.answer.agreed}
 
     @property
-    def tls(self) -> tuple[str, str] | None:
-        """Return version and cipher suite, where there is TLS."""
-        if not isinstance(self._socket, ssl.SSLSocket):
-            return None
-        cipher = self._socket.cipher()
-        return self._socket.version() or "", cipher[0] if cipher else ""
+    def tls(self) -> str:
+        """Return version, cipher suite and certificate in words, where there is TLS."""
+        return tls_words(self._socket) if isinstance(self._socket, ssl.SSLSocket) else ""
 
     def send_command(self, context_id: int, command: bytes) -> None:
         """Send a command set."""

@@ -39,6 +39,18 @@ ECHO_CLASSES: Final[Mapping[str, str]] = {
     "1.2.840.10008.5.1.4.1.2.2.1": "Study Root Find",
 }
 
+_CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
+# In which of these it takes CT images, each asked for by itself.
+ECHO_SYNTAXES: Final[Mapping[str, str]] = {
+    "1.2.840.10008.1.2": "Implicit VR",
+    "1.2.840.10008.1.2.1": "Explicit VR",
+    "1.2.840.10008.1.2.5": "RLE",
+    "1.2.840.10008.1.2.4.70": "JPEG Lossless",
+    "1.2.840.10008.1.2.4.80": "JPEG-LS",
+    "1.2.840.10008.1.2.4.90": "JPEG 2000",
+    "1.2.840.10008.1.2.4.201": "HTJ2K",
+}
+
 _SUCCESS: Final = 0x0000
 _WARNING_MASK: Final = 0xF000
 _WARNING: Final = 0xB000
@@ -46,6 +58,10 @@ _RESOURCES_MASK: Final = 0xFF00
 _RESOURCES: Final = 0xA700
 # PS3.7 C: processing failure and resource limitation say nothing about the object.
 _TRANSIENT: Final = frozenset({0x0110, 0x0213})
+# PS3.7 C.1: of the class Warning too.
+_WARNINGS: Final = frozenset({0x0001, 0x0107, 0x0116})
+# PS3.7 C.5.8: it has an object of this name, which is ours, for nobody else makes one.
+_DUPLICATE: Final = 0x0111
 
 
 class Outcome(StrEnum):
@@ -80,12 +96,23 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class EchoResult:
-    """Whether a node answers, and how fast; ``detail`` says why not, ``accepted`` what it takes, ``tls`` how."""
+    """Whether a node answers, and how fast; ``detail`` says why not.
+
+    Parameters
+    ----------
+    accepted
+        Which of our SOP classes it takes.
+    syntaxes
+        In which transfer syntaxes it takes CT images.
+    tls
+        Version, cipher suite and certificate, where there is TLS.
+    """
 
     ok: bool
     seconds: float
     detail: str
     accepted: tuple[str, ...] = ()
+    syntaxes: tuple[str, ...] = ()
     tls: str = ""
 
 
@@ -134,6 +161,7 @@ def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoRes
     """Ask a node whether it is there, and what it would take."""
     offers = [Offer(_VERIFICATION, UNCOMPRESSED)]
     offers += [Offer(sop_class, UNCOMPRESSED) for sop_class in ECHO_CLASSES]
+    offers += [Offer(_CT_IMAGE, (syntax,)) for syntax in ECHO_SYNTAXES]
     started_s = time.monotonic()
     try:
         association = call(destination, calling_ae, offers, timeout_s)
@@ -141,7 +169,9 @@ def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoRes
         return EchoResult(ok=False, seconds=time.monotonic() - started_s, detail=fault.why)
     agreed = {context.sop_class: context for context in association.answer.agreed}
     accepted = tuple(words for sop_class, words in ECHO_CLASSES.items() if sop_class in agreed)
-    tls = " ".join(association.tls or ())
+    for_images = {one.syntax for one in association.answer.agreed if one.sop_class == _CT_IMAGE}
+    syntaxes = tuple(words for syntax, words in ECHO_SYNTAXES.items() if syntax in for_images)
+    tls = association.tls
     try:
         if _VERIFICATION not in agreed:
             result = EchoResult(ok=False, seconds=0.0, detail="Verification not accepted")
@@ -154,7 +184,7 @@ def echo(destination: Destination, calling_ae: str, timeout_s: float) -> EchoRes
         result = EchoResult(ok=False, seconds=0.0, detail=fault.why)
     seconds = time.monotonic() - started_s
     association.release()
-    return replace(result, seconds=seconds, accepted=accepted, tls=tls)
+    return replace(result, seconds=seconds, accepted=accepted, syntaxes=syntaxes, tls=tls)
 
 
 def send(destination: Destination, calling_ae: str, files: Sequence[Path], timeout_s: float) -> Iterator[SendResult]:
@@ -288,7 +318,8 @@ class _Batch:
         if status is None or answer.number(dimse.RESPONDED) != message_id:
             why = "the answer is of another request"
             return SendResult(ready.path, Outcome.RETRY, None, why, is_fault=True, may_have_arrived=True), None
-        return SendResult(ready.path, outcome_of(status), status, answer.text(dimse.COMMENT)), following
+        comment = answer.text(dimse.COMMENT) or ("it has it already" if status == _DUPLICATE else "")
+        return SendResult(ready.path, outcome_of(status), status, comment), following
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +360,7 @@ class _Ready:
 
 def outcome_of(status: int) -> Outcome:
     """Return what a C-STORE status or a failure reason means for the one who sent (PS3.4 B.2.3, PS3.7 C)."""
-    if status == _SUCCESS or status & _WARNING_MASK == _WARNING:
+    if status in {_SUCCESS, _DUPLICATE, *_WARNINGS} or status & _WARNING_MASK == _WARNING:
         return Outcome.SENT
     if status & _RESOURCES_MASK == _RESOURCES or status in _TRANSIENT:
         return Outcome.RETRY

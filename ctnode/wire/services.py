@@ -27,7 +27,7 @@ from ctnode.wire.peers import (
     terms_of,
 )
 from ctnode.wire.shared import Shared
-from ctnode.words import BadInstance, CtnodeError, DimseStatus, StorageError, WrongContext
+from ctnode.words import UNKNOWN_PEER, BadInstance, CtnodeError, DimseStatus, StorageError, WrongContext
 
 if TYPE_CHECKING:
     from ctnode.wire.reactor import SyncAssociation
@@ -95,6 +95,7 @@ class NodeSession:
         self._fault: CtnodeError | None = None
         self._announced = ""
         self._taken_bytes = 0
+        self._began_s = 0.0
         self._limit_bytes = 0
 
     # ------------------------------------------------------------------------------------------ association
@@ -172,6 +173,8 @@ class NodeSession:
         except StorageError as error:
             self._reason = error.message
             raise
+        # This thread is the association's own.
+        log.bind(association=self._journal.name)
         Normalized(self._journal, self._shared.ledger, self.calling_ae, self._shared.doorbell.ring).serve(association)
 
     @property
@@ -225,6 +228,7 @@ class NodeSession:
     def begin(self, command: Command, context_id: int) -> None:
         """Begin one instance; what cannot be kept is remembered and answered at its end."""
         self._fault = None
+        self._began_s = time.monotonic()
         self._taken_bytes = 0
         self._limit_bytes = self.terms.max_object_bytes
         self._announced = uid(command.sop_instance)[:COMMENT_LIMIT]
@@ -277,7 +281,9 @@ class NodeSession:
         fault = self._fault
         status = int(fault.dimse_status) if fault else int(DimseStatus.SUCCESS)
         self._instances[f"{status:04X}"] += 1
-        self._shared.tally.count_instance(status, kept_bytes)
+        self._shared.tally.count_instance(
+            status, kept_bytes, self.peer or UNKNOWN_PEER, time.monotonic() - self._began_s
+        )
         if fault is None:
             self._shared.doorbell.ring()
             return status, ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,6 +18,8 @@ from ctnode.wire.peers import CachedResolver
 from ctnode.wire.places import Slots
 
 _MEGABYTE: Final = 1 << 20
+# Upper bounds in seconds of the time from the first fragment of an instance to its answer.
+STORE_BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 @dataclass
@@ -27,13 +30,18 @@ class Tally:
     ended: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
     bytes_kept: int = 0
+    # By peer: how many took up to each bound, how many longer, and the sum of all in seconds.
+    seconds: dict[str, list[float]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def count_instance(self, status: int, kept_bytes: int) -> None:
-        """Count one answer."""
+    def count_instance(self, status: int, kept_bytes: int, peer: str, seconds: float) -> None:
+        """Count one answer to a peer, and how long it took."""
         with self._lock:
             self.instances[f"{status:04X}"] += 1
             self.bytes_kept += kept_bytes
+            spent = self.seconds.setdefault(peer, [0.0] * (len(STORE_BOUNDS_S) + 2))
+            spent[bisect_left(STORE_BOUNDS_S, seconds)] += 1
+            spent[-1] += seconds
 
     def count_end(self, how: str, cause: str = "") -> None:
         """Count one connection by how it ended, and by what its peer was cut for."""
@@ -50,6 +58,7 @@ class Tally:
                 "ended": dict(self.ended),
                 "cut": dict(self.cut),
                 "bytes": self.bytes_kept,
+                "seconds": {peer: [*spent[:-1], round(spent[-1], 4)] for peer, spent in self.seconds.items()},
             }
 
 

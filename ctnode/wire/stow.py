@@ -8,15 +8,16 @@ import secrets
 import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from ctnode.archive.header import Meta
 from ctnode.config import Target
-from ctnode.wire.certificates import client_context, tls_fault
+from ctnode.wire.certificates import client_context, tls_fault, tls_words
 from ctnode.wire.sender import Outcome, SendResult, outcome_of, read_readable
+from ctnode.wire.transcode import EXPLICIT_LITTLE, UNCOMPRESSED, Transcoder, Untranscodable
 from ctnode.words import ConfigError
 
 BATCH_FILES: Final = 20
@@ -33,6 +34,11 @@ _REASON: Final = "00081197"
 _SOP_INSTANCE: Final = "00080018"
 
 # PS3.18 Table 10.5.3-1: what these say is said of the objects; everything else of the service as it is set up now.
+# PS3.18 I.2.2: the transfer syntax is what is refused.
+_SYNTAX_REFUSED: Final = frozenset({http.client.UNSUPPORTED_MEDIA_TYPE, 0xC122})
+# Reasons of a widespread service: it has the object already, or is just storing it for another request.
+_STORED_BEFORE: Final = 0xB00E
+_BEING_STORED: Final = 0xB00F
 _OF_THE_OBJECTS: Final = frozenset({400, 409, 413, 415, 422})
 _STORED: Final = frozenset({200, 202})
 
@@ -73,6 +79,7 @@ class Service:
         self._root = target.url.rstrip("/")
         self._connection: http.client.HTTPConnection | None = None
         self._place = ""
+        self._transcoder = Transcoder(timeout_s)
         self.tls = ""
 
     def __enter__(self) -> Service:
@@ -80,6 +87,7 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self._close()
+        self._transcoder.__exit__()
 
     def store(self, files: Sequence[Path]) -> Iterator[SendResult]:
         """Store Part 10 files; what a batch is refused for as a whole is tried one by one.
@@ -117,16 +125,35 @@ class Service:
                 yield SendResult(path, Outcome.RETRY, None, f"cannot read the file: {error.strerror}")
             return
         stored, failed = _outcomes(answer.content)
-        if answer.status in _OF_THE_OBJECTS and not failed and not stored:
+        is_broken = answer.status == http.client.INTERNAL_SERVER_ERROR
+        if (is_broken or answer.status in _OF_THE_OBJECTS) and not failed and not stored:
+            if len(batch) == 1 and is_broken:
+                # Perhaps one object does it to the service: it alone waits, and the next ones show.
+                yield SendResult(batch[0][0], Outcome.RETRY, answer.status, f"HTTP status {answer.status}")
+                return
             if len(batch) == 1:
                 words = f"HTTP status {answer.status}"
-                yield SendResult(batch[0][0], Outcome.DEAD, answer.status, words)
+                yield self._or_decoded(*batch[0], SendResult(batch[0][0], Outcome.DEAD, answer.status, words))
                 return
             for one in batch:
                 yield from self._store_batch([one])
             return
         for path, meta in batch:
-            yield _result(path, meta.sop_instance, answer.status, stored, failed)
+            yield self._or_decoded(path, meta, _result(path, meta.sop_instance, answer.status, stored, failed))
+
+    def _or_decoded(self, path: Path, meta: Meta, result: SendResult) -> SendResult:
+        """Send an object decoded that is refused in its transfer syntax, where the configuration allows it."""
+        is_refused = result.outcome is Outcome.DEAD and result.status in _SYNTAX_REFUSED
+        if not (is_refused and self._target.transcode) or meta.transfer_syntax in UNCOMPRESSED:
+            return result
+        try:
+            decoded = self._transcoder.recode(path, EXPLICIT_LITTLE)
+        except Untranscodable as error:
+            return replace(result, comment=f"cannot be transcoded: {error}")
+        except OSError as error:
+            return replace(result, outcome=Outcome.RETRY, comment=f"cannot read the file: {error.strerror}")
+        (again,) = self._store_batch([(decoded, replace(meta, transfer_syntax=EXPLICIT_LITTLE))])
+        return replace(again, path=path)
 
     def _post(self, batch: Sequence[tuple[Path, Meta]]) -> _Answer:
         boundary = secrets.token_hex(16)
@@ -152,7 +179,7 @@ class Service:
             yield tail
 
         answer = self._ask("POST", f"{self._root}/studies", headers, body)
-        if answer.status in _STORED or answer.status in _OF_THE_OBJECTS:
+        if answer.status in {*_STORED, *_OF_THE_OBJECTS, http.client.INTERNAL_SERVER_ERROR}:
             return answer
         raise WebFault(f"HTTP status {answer.status}", status=answer.status)
 
@@ -275,8 +302,7 @@ class Service:
             why = "no answer" if late else tls_fault(error).lower() if isinstance(error, OSError) else "no such port"
             raise WebFault(f"no connection: {why}") from None
         if isinstance(connection.sock, ssl.SSLSocket):
-            cipher = connection.sock.cipher()
-            self.tls = f"{connection.sock.version()} {cipher[0] if cipher else ''}".rstrip()
+            self.tls = tls_words(connection.sock)
         self._connection, self._place = connection, place
         return connection
 
@@ -289,7 +315,9 @@ class Service:
 def _result(path: Path, uid: str, status: int, stored: frozenset[str], failed: Mapping[str, int]) -> SendResult:
     if uid in failed:
         reason = failed[uid]
-        outcome = outcome_of(reason)
+        if reason == _STORED_BEFORE:
+            return SendResult(path, Outcome.SENT, reason, "it has it already")
+        outcome = Outcome.RETRY if reason == _BEING_STORED else outcome_of(reason)
         words = f"HTTP status {status}, failure reason {reason:04X}H"
         # A failure without a known reason is one all the same.
         return SendResult(path, Outcome.DEAD if outcome is Outcome.SENT else outcome, reason, words)

@@ -6,7 +6,9 @@ with the same SOP Instance UID (PS3.5 10.1, PS3.3 C.12.4.1.1: a new one is due o
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import select
 import shutil
 import subprocess
@@ -19,6 +21,7 @@ EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 UNCOMPRESSED: Final = (EXPLICIT_LITTLE, IMPLICIT_LITTLE)
+_OS_ERROR: Final = "OSError "
 _PIXEL_DATA: Final = "PixelData"
 
 
@@ -57,6 +60,8 @@ class Transcoder:
         ------
         Untranscodable
             If it cannot be decoded, or not within the time-out.
+        OSError
+            If it cannot be read, or its new form not be written, at the moment.
         """
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="ctnode-send-"))
@@ -77,6 +82,9 @@ class Transcoder:
         if answer != "ok":
             if not ready or not answer:
                 self._stop()
+            if answer.startswith(_OS_ERROR):
+                number = int(answer.removeprefix(_OS_ERROR))
+                raise OSError(number, f"{os.strerror(number)}, for its decoded form")
             raise Untranscodable(answer or "the decoder ended")
         return written
 
@@ -119,6 +127,8 @@ def main() -> None:
         try:
             recode(Path(source), Path(written), syntax)
             answer = "ok"
+        except OSError as error:
+            answer = f"{_OS_ERROR}{error.errno or errno.EIO}"
         except Exception as error:  # noqa: BLE001 - the object's fault, whatever it is, is the answer
             answer = f"{type(error).__name__}"
         sys.stdout.write(answer + "\n")

@@ -17,7 +17,7 @@ from ctnode.words.errors import (
     WrongState,
 )
 from ctnode.words.evidence import Evidence, EvidenceKind
-from ctnode.words.origin import is_product
+from ctnode.words.origin import UNKNOWN_PEER, is_product
 from ctnode.words.records import Issue, LungStatus, Severity, Verdict, VolumeReport, VolumeStatus
 from ctnode.words.states import (
     DELIVERY_TRANSITIONS,
@@ -40,6 +40,7 @@ __all__ = [
     "JOB_TRANSITIONS",
     "REVISION_TRANSITIONS",
     "STUDY_TRANSITIONS",
+    "UNKNOWN_PEER",
     "Acquisition",
     "BadInstance",
     "Concatenation",

@@ -1,10 +1,14 @@
-"""What tells an object that a ctnode made from one that a scanner made."""
+"""Who an object comes from: a ctnode or a scanner, a peer of the configuration or somebody else."""
 
 from __future__ import annotations
 
 from typing import Final
 
 PRODUCT: Final = "ctnode"
+# Of codes that no standard has (PS3.16 8.2).
+CODING_SCHEME: Final = "99CTNODE"
+# In counts, whoever is served and not in [[peers]].
+UNKNOWN_PEER: Final = "unknown"
 
 
 def is_product(value: str) -> bool:

@@ -163,6 +163,7 @@ DELIVERY_TRANSITIONS: Final[Mapping[tuple[DeliveryState, DeliveryEvent], Deliver
     {
         (_D.PENDING, _DE.CLAIM): _D.SENDING,
         (_D.PENDING, _DE.CANCEL): _D.CANCELLED,
+        (_D.PENDING, _DE.DIE): _D.DEAD,  # its destination has failed for too long
         (_D.SENDING, _DE.RELEASE): _D.PENDING,  # not its turn yet: the destination failed before it
         (_D.SENDING, _DE.SEND): _D.SENT,
         (_D.SENDING, _DE.FAIL): _D.RETRY,
@@ -173,6 +174,7 @@ DELIVERY_TRANSITIONS: Final[Mapping[tuple[DeliveryState, DeliveryEvent], Deliver
         (_D.CONFIRMED, _DE.REQUEUE): _D.PENDING,
         (_D.RETRY, _DE.COME_DUE): _D.PENDING,
         (_D.RETRY, _DE.CANCEL): _D.CANCELLED,
+        (_D.RETRY, _DE.DIE): _D.DEAD,
         (_D.RETRY, _DE.REQUEUE): _D.PENDING,
         (_D.DEAD, _DE.REQUEUE): _D.PENDING,
         (_D.CANCELLED, _DE.REQUEUE): _D.PENDING,

@@ -42,8 +42,9 @@ from tests.harness import (
 pytestmark = pytest.mark.acceptance
 
 RESULTS = {
-    "ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png",
-    "measurements.json", "histogram.json", "histogram.csv", "report.dcm",
+    "ct.json", "ct.nii.gz", "ct_iso.nii.gz", "preview.png", "mpr.png", "lungs.nii.gz", "lungs_iso.nii.gz", "lungs.png",
+    "histogram.png", "surface.png", "measurements.json", "histogram.json", "histogram.csv", "seg.dcm", "sr.dcm",
+    "report.dcm",
 }  # fmt: skip
 # Called by this title, a series waits longer: for senders that are several programs one after the other.
 PATIENT = "PATIENT"

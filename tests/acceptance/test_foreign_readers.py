@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 import SimpleITK
 from highdicom import seg as highdicom_seg
 
-from tests.acceptance.test_end_to_end import orthanc, rest
+from tests.acceptance.test_end_to_end import RESULTS, orthanc, rest
 from tests.harness import REPOSITORY, data_folder, run_tool, storescu, wait_until
 
 pytestmark = pytest.mark.acceptance
@@ -32,11 +34,14 @@ class Result:
     source: Path
 
 
-def processed(place: Path, *parts: str) -> list[Result]:
+def processed(place: Path, *parts: str, settings: Sequence[str] = (), **environment: str) -> list[Result]:
     """Process folders of real data and return what has a volume."""
     folders = [data_folder(part) for part in parts]
     command = [sys.executable, "-m", "ctnode", "process", *map(str, folders), "--out", str(place), "--json"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    command += [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
     assert done.returncode in {0, 1}, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     by_series: dict[str, Path] = {}
@@ -111,13 +116,37 @@ def test_an_archive_shows_them_in_the_study_of_the_images(results: list[Result],
             assert series[made.Modality]["SeriesInstanceUID"] == made.SeriesInstanceUID
 
 
-def test_another_run_writes_the_same_bytes(tmp_path: Path) -> None:
-    part = "chest/lung_dx_a0002_siemens_8mm"
-    (first,) = processed(tmp_path / "first", part)
-    (second,) = processed(tmp_path / "second", part)
+EVERYTHING = (
+    "outputs.png16=true", "outputs.array=float16", "outputs.descriptions=true", "lungs.structures=true",
+    "pipeline.labels=one-hot", "pipeline.interpolation=cubic", "pipeline.spacing_mm=2.5",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ("chest/lung_dx_a0002_siemens_8mm", ("pipeline.spacing_mm=2",)),
+        ("mask/cip_64", (*EVERYTHING, "outputs.seg=labelmap")),
+    ],
+    ids=["as it is by default", "every output, label map"],
+)
+def test_another_run_writes_the_same_bytes(tmp_path: Path, part: str, settings: tuple[str, ...]) -> None:
+    # Another process at another time, in another zone, with another order of everything that Python hashes.
+    (first,) = processed(tmp_path / "first", part, settings=settings, PYTHONHASHSEED="1", TZ="UTC")
+    (second,) = processed(tmp_path / "second", part, settings=settings, PYTHONHASHSEED="2", TZ="Asia/Tokyo")
     names = {file.name for file in first.folder.iterdir()}
-    assert set(OBJECTS) <= names
+    assert names == RESULTS if "outputs.seg=labelmap" not in settings else names > RESULTS
+    if "outputs.seg=labelmap" in settings:
+        assert names >= {"slices.zip", "ct_norm.npy", "ct_norm.json", "lungs_structures.nii.gz"}
+        assert pydicom.dcmread(first.folder / "seg.dcm", stop_before_pixels=True).SegmentationType == "LABELMAP"
     assert names == {file.name for file in second.folder.iterdir()}
-    # Times and memory stand in the side-car alone.
     for name in names - {"ct.json"}:
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes(), name
+    # Times and memory stand in the side-car alone, and are all of it that differs.
+    told = [(result.folder / "ct.json").read_text("utf-8") for result in (first, second)]
+    loaded = [json.loads(text) for text in told]
+    for one in loaded:
+        assert one["ctnode"].pop("seconds")
+        assert one["ctnode"].pop("peak_rss_bytes")
+    assert json.dumps(loaded[0]) == json.dumps(loaded[1])
+    assert set(loaded[0]["ctnode"]["sha256"]) == names - {"ct.json"}

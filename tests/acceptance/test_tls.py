@@ -331,7 +331,9 @@ def test_sending_to_a_target_with_tls(tmp_path: Path, authority: Authority, node
     received = tmp_path / "received"
     received.mkdir()
     with storescp(received, authority.issue("pacs"), authority) as port:
-        assert echo(target(port, authority, node_files), "CTNODE", PATIENCE_S).ok
+        answer = echo(target(port, authority, node_files), "CTNODE", PATIENCE_S)
+        assert answer.ok
+        assert re.fullmatch(r"TLSv1\.[23] \S+ certificate until 20\d\d-\d\d-\d\d", answer.tls)
         (result,) = send(target(port, authority, node_files), "CTNODE", [source], PATIENCE_S)
         assert result.outcome is Outcome.SENT
         assert len(list(received.iterdir())) == 1

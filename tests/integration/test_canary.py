@@ -1,4 +1,4 @@
-"""A patient whose name stands in thirty elements: after all is done it stands in the images, and nowhere else."""
+"""A patient with a text of its own in each of forty elements: after all is done they stand in images, nowhere else."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pytest
 import structlog
 from PIL import Image as Picture
 from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 
 from ctnode.archive import catalog, jobs, revisions
 from ctnode.config import Config, Log, LungMask, Outputs, Pipeline, Storage
@@ -34,7 +37,7 @@ from tests.archive_root import Root, opened
 pytestmark = pytest.mark.integration
 
 STUDY, SERIES = "1.2.826.0.1.3680043.8.498.7", "1.2.826.0.1.3680043.8.498.7.1"
-CANARY = "KANARIENVOGEL"
+JAPANESE, UTF8 = ["", "ISO 2022 IR 87"], "ISO_IR 192"
 WORDS = [
     "PatientName",
     "PatientID",
@@ -65,67 +68,119 @@ WORDS = [
     "AccessionNumber",
     "StudyID",
     "AdmissionID",
-    "RequestAttributesSequenceComment",
     "DeviceSerialNumber",
     "AdmittingDiagnosesDescription",
     "DerivationDescription",
+    # Further kinds of text.
+    "TextComments",
+    "TextValue",
 ]
-TEXTS = [word for word in WORDS if word != "RequestAttributesSequenceComment"]
+NESTED = ["ScheduledProcedureStepDescription", "ScheduledProcedureStepID", "ReasonForTheRequestedProcedure"]
+INNERMOST = ["CodeMeaning", "CodeValue"]
+PRIVATE = {"private creator": "LO", "private LO": "LO", "private UT": "UT", "private ST": "ST"}
+EVERY = [*WORDS, *NESTED, *INNERMOST, *PRIVATE]
 # Where PS3.3 C.7 wants the patient and the study of the source to stand.
 COPIED = {
     "PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName", "StudyDescription",
     "PatientBirthDate",
 }  # fmt: skip
+BIRTH_DATE = b"19010203"
+# Two characters of their own for each attribute, none of which is anywhere else in a file of ours.
+KANJI = bytes(
+    part for number in range(2 * len(EVERY)) for part in (0xB0 + number // 94, 0xA1 + number % 94)
+).decode("euc_jp")  # fmt: skip
 
 
-def mark(_index: int, dataset: pydicom.Dataset) -> None:
-    for word in TEXTS:
-        value = CANARY[:16] if dictionary_VR(word) in {"SH", "CS"} else f"{CANARY} {word[:20]}"
-        setattr(dataset, word, value)
-    dataset.PatientBirthDate = "19010203"
-    # Further kinds of text, in a nested sequence and in a private block too.
-    dataset.TextComments = f"{CANARY} LT"
-    dataset.TextValue = f"{CANARY} UT"
-    inner = pydicom.Dataset()
-    inner.CodeMeaning = f"{CANARY} inner LO"
-    inner.CodeValue = CANARY
-    step = pydicom.Dataset()
-    step.ScheduledProcedureStepDescription = f"{CANARY} LO"
-    step.ScheduledProcedureStepID = CANARY
-    step.ReasonForTheRequestedProcedure = f"{CANARY} LO"
-    step.ScheduledProtocolCodeSequence = [inner]
-    dataset.RequestAttributesSequence = [step]
-    block = dataset.private_block(0x0011, CANARY, create=True)
-    block.add_new(0x01, "LO", f"{CANARY} private LO")
-    block.add_new(0x02, "UT", f"{CANARY} private UT")
-    block.add_new(0x03, "ST", f"{CANARY} private ST")
+def letters(word: str) -> str:
+    return f"KV{EVERY.index(word):02d}Q"
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+def signs(word: str) -> str:
+    return KANJI[2 * EVERY.index(word) :][:2]
+
+
+def canary(word: str) -> str:
+    """Return the text of one attribute, which no other has: in Latin letters and in kanji."""
+    name = word in WORDS and dictionary_VR(word) == "PN"
+    return f"{letters(word)}^Tarou={signs(word)}^太郎" if name else f"{letters(word)} {signs(word)}"
+
+
+# What the text of one attribute can look like in bytes: its letters, or its kanji in UTF-8, after the escape of ISO
+# 2022, and as JSON escapes them.
+DRESSES = (
+    (re.compile(rb"[kK][vV]\d\d[qQ]"), lambda found: found.decode("ascii").lower()),
+    (re.compile(rb"(?:[\xe3-\xe9][\x80-\xbf]{2}){2,}"), lambda found: found.decode("utf-8", "replace")),
+    (re.compile(rb"\x1b\$B.{4}", re.DOTALL), lambda found: found.decode("iso2022_jp", "replace")),
+    (re.compile(rb"(?:\\u[0-9a-fA-F]{4}){2,}"), lambda found: found.decode("unicode_escape")),
+)
+OWNERS = {form: word for word in EVERY for form in (letters(word).lower(), signs(word))}
+
+
+def found_in(content: str | bytes) -> set[str]:
+    """Return the attributes of whose text some form stands in ``content``."""
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    seen = {plain(found) for dress, plain in DRESSES for found in set(dress.findall(data))}
+    words = {OWNERS[run[start : start + size]] for run in seen for size in (2, 5) for start in range(len(run))
+             if run[start : start + size] in OWNERS}  # fmt: skip
+    return words | ({"PatientBirthDate"} if BIRTH_DATE in data else set())
+
+
+def found_in_file(path: Path) -> set[str]:
+    """Return the attributes of whose text some form stands in a file, or in what it packs."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as packed:
+            return set().union(*(found_in(name) | found_in(packed.read(name)) for name in packed.namelist()))
+    content = path.read_bytes()
+    return found_in(gzip.decompress(content) if path.suffix == ".gz" else content)
+
+
+def mark(charset: str | list[str]) -> Callable[[int, pydicom.Dataset], None]:
+    def edit(_index: int, dataset: pydicom.Dataset) -> None:
+        dataset.SpecificCharacterSet = charset
+        for word in WORDS:
+            setattr(dataset, word, canary(word))
+        dataset.PatientBirthDate = BIRTH_DATE.decode()
+        inner, step = pydicom.Dataset(), pydicom.Dataset()
+        for word in INNERMOST:
+            setattr(inner, word, canary(word))
+        for word in NESTED:
+            setattr(step, word, canary(word))
+        step.ScheduledProtocolCodeSequence = [inner]
+        dataset.RequestAttributesSequence = [step]
+        # A creator is of the default repertoire (PS3.5 7.8.1).
+        block = dataset.private_block(0x0011, letters("private creator"), create=True)
+        for number, word in enumerate(list(PRIVATE)[1:], start=1):
+            block.add_new(number, PRIVATE[word], canary(word))
+
+    return edit
+
+
+@pytest.fixture(scope="module")
+def said() -> Iterator[io.StringIO]:
     stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    with warnings.catch_warnings():
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "stderr", stream)
         log.configure(Log(level="debug"), role="keep")
         yield stream
     logging.captureWarnings(capture=False)
     structlog.reset_defaults()
 
 
-@pytest.fixture
-def finished(tmp_path: Path, said: io.StringIO) -> Iterator[tuple[Root, Path]]:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, said: io.StringIO) -> Iterator[tuple[Root, Path]]:
     """A node that took a marked series, and the folder of its results."""
+    tmp_path = tmp_path_factory.mktemp("canary")
     volume, _, where = chest((60, 128, 128), (5.0, 3.0, 3.0))
     source = tmp_path / "source"
     source.mkdir()
-    write_series(source, volume, where, study_uid=STUDY, series_uid=SERIES, edit=mark)
+    write_series(source, volume, where, study_uid=STUDY, series_uid=SERIES, edit=mark(JAPANESE))
     root = Root(tmp_path / "node")
     list(import_paths(root.layout, [source], door="import"))
     root.settle()
     # One that cannot be settled stays where only its bytes know the patient.
     journal = root.spool.open_association(opened())
     broken = journal.directory / f"{10**18 * 2:019d}-000001.dcm"
-    broken.write_bytes(CANARY.encode())
+    broken.write_bytes(canary("PatientName").encode())
     journal.close("released")
     root.settle()
     root.settle()
@@ -151,90 +206,107 @@ def finished(tmp_path: Path, said: io.StringIO) -> Iterator[tuple[Root, Path]]:
     child = subprocess.run(
         [sys.executable, "-m", "ctnode.flow.child"], input=json.dumps(order).encode(), capture_output=True, check=True
     )
-    assert CANARY not in child.stdout.decode() + child.stderr.decode()
+    assert not found_in(child.stdout + child.stderr)
     (report,) = json.loads(child.stdout.splitlines()[-1])["reports"]
     jobs.finish(root.database, lease, [report], "done", lambda _newest: None)
     with Role("keep", root.layout.run, "digest") as role:
         role.report(waiting=0)
         role.write_report()
         for file in root.layout.run.glob("*.json"):
-            assert CANARY not in file.read_text()
+            assert not found_in(file.read_bytes())
     yield root, out
     root.close()
 
 
-def holds_canary(content: bytes) -> bool:
-    return CANARY.encode() in content or CANARY.lower().encode() in content.lower() or b"19010203" in content
+def test_the_search_knows_a_text_in_every_dress() -> None:
+    assert len(EVERY) >= 30
+    assert len({canary(word) for word in EVERY}) == len({signs(word) for word in EVERY}) == len(EVERY)
+    for word in EVERY:
+        text = canary(word)
+        dresses = [text, letters(word), signs(word), json.dumps(text), text.encode("iso2022_jp")]
+        dresses += [signs(word).encode("iso2022_jp"), text.upper(), "太" + signs(word)]
+        assert all(found_in(dress) == {word} for dress in dresses), word
 
 
-def test_the_patient_stands_in_images_and_nowhere_else(
-    finished: tuple[Root, Path], said: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_patient_stands_in_images_and_nowhere_else(finished: tuple[Root, Path], said: io.StringIO) -> None:
     root, _ = finished
-    assert len(TEXTS) >= 30
     allowed = ("store", "incoming", "quarantine")
     for path in root.layout.root.rglob("*"):
         relative = path.relative_to(root.layout.root)
-        assert CANARY.lower() not in str(relative).lower()
-        if path.is_file() and relative.parts[0] not in allowed and path.name not in {"report.dcm", "seg.dcm", "sr.dcm"}:
-            content = path.read_bytes()
-            if path.suffix == ".gz":
-                content = gzip.decompress(content)
-            assert not holds_canary(content), relative
-    assert holds_canary(next(iter((root.layout.store).rglob("*.dcm"))).read_bytes())
-    assert holds_canary(next(iter((root.layout.quarantine).rglob("*.dcm"))).read_bytes())
+        assert not found_in(str(relative))
+        if path.is_file() and relative.parts[0] not in allowed and path.suffix != ".dcm":
+            assert not found_in_file(path), relative
+    assert found_in_file(next(root.layout.store.rglob("*.dcm"))) == {*EVERY, "PatientBirthDate"}
+    assert "PatientName" in found_in_file(next(root.layout.quarantine.rglob("*.dcm")))
     assert "instance not settled" in said.getvalue()
-    assert not holds_canary(said.getvalue().encode())
+    assert not found_in(said.getvalue())
     shown = [*catalog.listing(root.database), *examine(Config(storage=Storage(root=str(root.layout.root))))]
-    assert not holds_canary(repr(shown).encode())
+    assert not found_in(repr(shown))
 
 
 WRITTEN = ("SeriesDescription", "StudyDescription", "ProtocolName", "ImageComments")
 
 
-@pytest.mark.parametrize("described", [False, True], ids=["technique only", "descriptions"])
-def test_process_says_no_more_than_it_is_asked_for(tmp_path: Path, described: bool) -> None:
+@pytest.mark.parametrize(
+    ("described", "charset"), [(False, UTF8), (True, JAPANESE)], ids=["technique only", "descriptions"]
+)
+def test_process_says_no_more_than_it_is_asked_for(tmp_path: Path, described: bool, charset: str | list[str]) -> None:
     voxels, _, where = chest((40, 48, 48), (8.0, 8.0, 8.0))
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
-    write_series(source, voxels, where, study_uid=STUDY, series_uid=SERIES, edit=mark)
+    images = write_series(source, voxels, where, study_uid=STUDY, series_uid=SERIES, edit=mark(charset))
     arguments = ["process", str(source), "--out", str(out), "--json", "--set", "outputs.png16=true"]
-    arguments += ["--set", f"outputs.descriptions={str(described).lower()}"]
+    arguments += ["--set", "pipeline.spacing_mm=4", "--set", f"outputs.descriptions={str(described).lower()}"]
     done = subprocess.run([sys.executable, "-m", "ctnode", *arguments], capture_output=True, check=True)
-    assert not holds_canary(done.stdout + done.stderr)
+    assert not found_in(done.stdout + done.stderr)
     files = [path for path in out.rglob("*") if path.is_file()]
     assert {"ct.json", "measurements.json", "ct.nii.gz", "lungs.png", "slices.zip"} <= {path.name for path in files}
     for path in files:
-        assert CANARY.lower() not in str(path.relative_to(tmp_path)).lower()
+        assert not found_in(str(path.relative_to(tmp_path)))
         if path.name == "ct.json":
             told = json.loads(path.read_text("utf-8"))
-            marked = {name for name, value in told.items() if holds_canary(json.dumps(value).encode())}
-            assert marked == (set(WRITTEN) if described else set())
+            marked = {name: found_in(json.dumps(value)) for name, value in told.items()}
+            assert {name: words for name, words in marked.items() if words} == (
+                {name: {name} for name in WRITTEN} if described else {}
+            )
         elif path.suffix != ".dcm":
-            content = path.read_bytes()
-            assert not holds_canary(gzip.decompress(content) if path.suffix == ".gz" else content), path.name
+            assert not found_in_file(path), path.name
+    check_objects(images[0], next(out.rglob("ct.json")).parent)
 
 
 def test_the_report_names_the_patient_only_where_the_standard_wants_it(finished: tuple[Root, Path]) -> None:
-    _, out = finished
+    root, out = finished
+    check_objects(next(root.layout.store.rglob("*.dcm")), out)
+
+
+def check_objects(image: Path, out: Path) -> None:
+    """The objects hold the patient and the study in the characters and the bytes of the source, and nothing else."""
+    source = pydicom.dcmread(image)
     for name in ("report.dcm", "seg.dcm", "sr.dcm"):
+        assert found_in_file(out / name) == COPIED
         made = pydicom.dcmread(out / name)
-        marked = {element.keyword for element in made.iterall() if holds_canary(str(element.value).encode())}
-        assert "PatientName" in marked
-        assert "PatientID" in marked
-        assert marked <= COPIED
+        assert made.SpecificCharacterSet == source.SpecificCharacterSet
+        for word in COPIED:
+            element = made.get_item(word)
+            assert isinstance(element, RawDataElement)
+            assert element.value == source.get_item(word).value, word
+        assert made.PatientName == canary("PatientName")
+        assert made.StudyDescription == canary("StudyDescription")
+        # Read by what is neither pydicom nor ours, too.
+        codec = "utf-8" if made.SpecificCharacterSet == UTF8 else "iso2022_jp"
+        assert made.get_item("PatientID").value.decode(codec).rstrip() == canary("PatientID")
 
 
 def test_headers_and_chunks_of_results_hold_technique_only(finished: tuple[Root, Path]) -> None:
     _, out = finished
     for file in out.glob("*.nii.gz"):
-        assert not holds_canary(repr(dict(nibabel.load(file).header)).encode())
+        assert not found_in(repr(dict(nibabel.load(file).header)))
     for file in out.glob("*.png"):
         with Picture.open(file) as picture:
-            assert not holds_canary(repr(picture.info).encode())
+            assert not found_in(repr(picture.info))
     for file in out.glob("*.json"):
         text = json.dumps(json.loads(file.read_text()))
-        assert not holds_canary(text.encode())
+        assert not found_in(text)
         for word in ("Institution", "Physician", "Description", "Operators", "Station"):
             assert word not in text
     pictures = {"preview.png", "mpr.png", "lungs.png", "histogram.png", "surface.png"}

@@ -15,7 +15,7 @@ import sqlite_utils
 from ctnode.archive import catalog, jobs, lanes, outbox, proofs, revisions
 from ctnode.archive import database as database_module
 from ctnode.archive.database import Database, copy_to, journal_mode, wal_is_safe
-from ctnode.archive.schema import MIGRATIONS
+from ctnode.archive.migrations import MIGRATIONS
 from ctnode.config import Completion
 from ctnode.flow.waiting import WaitingRoom
 from ctnode.words import Unavailable
@@ -271,7 +271,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 # --------------------------------------------------------------------------------------------- the plans
 
-ALIASES = {"r", "o", "a", "fed"}
+ALIASES = {"r", "o", "a", "fed", "i", "keyed"}
 LARGE = {"instances", "revisions", "jobs", "deliveries", "timeline", "associations", "association_series"} | ALIASES
 PARTIAL = {"jobs_open", "deliveries_open", "revisions_waiting"}
 

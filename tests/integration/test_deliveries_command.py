@@ -108,6 +108,7 @@ def test_echo_tells_latency_contexts_and_what_is_wrong(tmp_path: Path, ctnode: R
             assert code == 1
             assert "pacs: answers in" in out
             assert "    accepts CT Image, Secondary Capture, Segmentation, Comprehensive SR" in out
+            assert "    takes CT images in Implicit VR, Explicit VR\n" in out
             assert "shelf: FAILS" in out
             assert "the folder is not there" in out
             assert "web: FAILS" in out
@@ -115,6 +116,24 @@ def test_echo_tells_latency_contexts_and_what_is_wrong(tmp_path: Path, ctnode: R
             shelf.mkdir()
             code, out, _ = ctnode("--config", file, "echo", "shelf", "--json")
             assert (code, json.loads(out)[0]["ok"]) == (0, True)
+
+
+def test_no_file_goes_by_hand_to_whoever_gets_only_what_is_deidentified(tmp_path: Path, ctnode: Run) -> None:
+    (tmp_path / "a.key").write_bytes(b"k" * 32)
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    inside: dict[str, Any] = {"name": "inside", "kind": "folder", "path": str(shelf), "deidentify": "a"}
+    outside: dict[str, Any] = {**inside, "name": "outside", "external": True}
+    with office(tmp_path) as node:
+        file = configured(node, tmp_path, [inside, outside])
+        profile = f'name = "a"\nproject = "A"\nkey_file = {json.dumps(str(tmp_path / "a.key"))}'
+        file.write_text(f"{file.read_text()}\n[[deidentification]]\n{profile}\n")
+        node.owe(node.series()[0], [uid(7, 1)])
+        (made,) = node.root.layout.results.glob("*/*.dcm")
+        for name in ("inside", "outside"):
+            code, _, err = ctnode("--config", file, "send", made, "--to", name)
+            assert (code, f"{name} gets only what is de-identified" in err) == (1, True)
+        assert list(shelf.iterdir()) == []
 
 
 def test_send_takes_a_file_to_any_kind_of_target(tmp_path: Path, ctnode: Run) -> None:

@@ -17,6 +17,7 @@ from ctnode.config import Target
 from ctnode.wire.sender import Outcome
 from ctnode.wire.stow import Service, WebFault
 from tests.delivery_root import write_object
+from tests.integration.test_sender import compressed
 from tests.wire_peers import uid
 
 pytestmark = pytest.mark.integration
@@ -149,13 +150,62 @@ def test_a_batch_that_is_refused_as_a_whole_is_tried_one_by_one(tmp_path: Path, 
     assert there.stored == [uid(7, 1), uid(7, 3)]
 
 
-@pytest.mark.parametrize("status", [401, 404, 429, 500, 503])
+@pytest.mark.parametrize("status", [401, 404, 429, 502, 503])
 def test_what_is_no_fault_of_the_objects_is_one_of_the_service(tmp_path: Path, status: int) -> None:
     with web(lambda *_: (status, {}, b"")) as there, service(there.port) as stow:
         results = list(stow.store(objects(tmp_path, 22)))
     assert {one.outcome for one in results} == {Outcome.UNTRIED}
     assert (results[0].is_fault, results[0].comment) == (True, f"HTTP status {status}")
     assert len(there.got) == 1
+
+
+def test_one_object_at_which_a_service_breaks_holds_up_no_other(tmp_path: Path) -> None:
+    files = objects(tmp_path, 4)
+    with (
+        web(lambda _m, _p, uids: (500 if uid(7, 2) in uids else 200, {}, b"<html>")) as there,
+        service(there.port) as stow,
+    ):
+        results = list(stow.store(files))
+    assert [one.outcome for one in results] == [Outcome.SENT, Outcome.RETRY, Outcome.SENT, Outcome.SENT]
+    assert (results[1].status, results[1].is_fault) == (500, False)
+
+
+def test_what_the_service_has_already_is_there(tmp_path: Path) -> None:
+    """What a lost answer leaves: the second transfer is refused, for the first one arrived."""
+    files = objects(tmp_path, 2)
+
+    def reply(_method: str, _path: str, uids: list[str]) -> Reply:
+        return 409, {}, answer([], {uids[0]: 0xB00E, uids[1]: 0xB00F})
+
+    with web(reply) as there, service(there.port) as stow:
+        results = list(stow.store(files))
+    assert [(one.outcome, one.status) for one in results] == [(Outcome.SENT, 0xB00E), (Outcome.RETRY, 0xB00F)]
+    assert results[0].comment == "it has it already"
+
+
+@pytest.mark.parametrize("how", [415, 0xC122])
+def test_a_compressed_object_is_decoded_only_where_the_service_refuses_it_and_that_is_wanted(
+    tmp_path: Path, how: int
+) -> None:
+    name, pixels = compressed(tmp_path / "packed")
+    (plain,) = objects(tmp_path, 1)
+
+    def reply(_method: str, _path: str, uids: list[str]) -> Reply:
+        if b"1.2.840.10008.1.2.4.80" not in there.bodies[-1]:
+            return 200, {}, b""
+        return (415, {}, b"") if how == 415 else (202 if uids else 409, {}, answer(uids, {name: how}))
+
+    with web(reply) as there:
+        with service(there.port) as stow:
+            results = list(stow.store([tmp_path / "packed", plain]))
+        assert [(one.outcome, one.status) for one in results[:1]] == [(Outcome.DEAD, how)]
+        assert results[1].outcome is Outcome.SENT
+        with service(there.port, transcode=True) as stow:
+            results = list(stow.store([tmp_path / "packed", plain]))
+        assert [(one.path, one.outcome) for one in results] == [
+            (tmp_path / "packed", Outcome.SENT), (plain, Outcome.SENT)
+        ]  # fmt: skip
+        assert any(pixels.tobytes() in body for body in there.bodies)
 
 
 def test_an_answer_that_is_lost_may_have_been_a_success(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from ctnode.ct.phantom_dicom import write_series
 from ctnode.flow.carrier import named
 from ctnode.flow.outgoing import outgoing, outgoing_names, scratch_of
 from ctnode.results import deid
+from ctnode.results.leaving import OWN_LISTED
 from ctnode.results.objects import Origin
+from ctnode.results.predecessors import name_predecessors
 from ctnode.results.report import write_report
 from ctnode.results.seg import write_seg
 from ctnode.results.sr import write_sr
@@ -267,3 +269,51 @@ def test_a_deliverer_that_starts_removes_what_a_killed_one_left(tmp_path: Path, 
         node.deliverer.role = Stopped()  # type: ignore[assignment]
         node.deliverer.run()
         assert scratch(node) == []
+
+
+def _codes(dataset: pydicom.Dataset) -> list[tuple[str, str]]:
+    """Return scheme and value of each code, but those of free text, which does not leave."""
+    found: list[tuple[str, str]] = []
+    if "CodeValue" in dataset:
+        found.append((str(dataset.CodingSchemeDesignator), str(dataset.CodeValue)))
+    for one in dataset:
+        if one.VR == "SQ" and one.keyword in OWN_LISTED:
+            found += [code for item in one.value if item.get("ValueType") != "TEXT" for code in _codes(item)]
+    return found
+
+
+@pytest.mark.parametrize("name", ["seg", "sr", "report"])
+def test_what_ctnode_made_means_the_same_outside(tmp_path: Path, objects: dict[str, Path], name: str) -> None:
+    deid.deidentify_file(objects[name], tmp_path / "made.dcm", deid.Profile("TRIAL", b"k" * 32))
+    before, after = pydicom.dcmread(objects[name]), pydicom.dcmread(tmp_path / "made.dcm")
+    assert _codes(after)[: -len(after.DeidentificationMethodCodeSequence)] or name == "report"
+    methods = [("DCM", code.CodeValue) for code in after.DeidentificationMethodCodeSequence]
+    assert sorted(_codes(after) + methods) == sorted(_codes(before) + methods)
+    assert after.SeriesDescription == before.SeriesDescription
+    if name == "seg":
+        assert [one.SegmentLabel for one in after.SegmentSequence] == [
+            one.SegmentLabel for one in before.SegmentSequence
+        ]
+        assert after.PixelData == before.PixelData
+    if name == "sr":
+        measured = [one.value for one in after.iterall() if one.keyword == "NumericValue"]
+        assert measured == [one.value for one in before.iterall() if one.keyword == "NumericValue"]
+        assert measured
+
+
+def test_a_later_revision_names_its_predecessors_outside_too(tmp_path: Path, objects: dict[str, Path]) -> None:
+    profile = deid.Profile("TRIAL", b"k" * 32)
+    for name in ("report", "sr"):
+        for revision in (1, 2):
+            (tmp_path / f"r{revision}").mkdir(exist_ok=True)
+            shutil.copy(objects[name], tmp_path / f"r{revision}" / f"{name}.dcm")
+        name_predecessors(tmp_path / "r2", [f"{name}.dcm"], 2)
+        deid.deidentify_file(tmp_path / "r2" / f"{name}.dcm", tmp_path / "made.dcm", profile)
+        made, earlier = pydicom.dcmread(tmp_path / "made.dcm"), pydicom.dcmread(objects[name])
+        assert made.SeriesDescription.endswith(", revision 2")
+        (before,) = (
+            made.RelatedSeriesSequence
+            if name == "report"
+            else (made.PredecessorDocumentsSequence[0].ReferencedSeriesSequence)
+        )
+        assert before.SeriesInstanceUID == profile.mapped_uid(earlier.SeriesInstanceUID)

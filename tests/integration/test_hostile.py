@@ -346,6 +346,7 @@ CUT: dict[str, tuple[bytes, bytes, str]] = {
     "lying pdv": (pdu(P_DATA, LYING), INVALID, "malformed"),
     "pdv of 4 GiB": (pdu(P_DATA, b"\xff" * 4 + LYING[4:]), INVALID, "malformed"),
     "unknown context": (pdu(P_DATA, pdv(7, 3, store_command(b"1.2"))), INVALID, "malformed"),
+    "context zero": (pdu(P_DATA, pdv(0, 3, store_command(b"1.2"))), INVALID, "malformed"),
     "refused context": (pdu(P_DATA, pdv(9, 3, store_command(b"1.2"))), INVALID, "malformed"),
     "data first": (pdu(P_DATA, pdv(3, 2, b"data")), UNEXPECTED, "malformed"),
     "two commands": (pdu(P_DATA, pdv(3, 3, store_command(b"1.2")) * 2), UNEXPECTED, "malformed"),

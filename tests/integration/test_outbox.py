@@ -9,7 +9,7 @@ import pytest
 
 from ctnode.archive import lanes, outbox, revisions, timeline
 from ctnode.archive.outbox import LEASE_S, UNCERTAIN, Delivery, Parcel
-from ctnode.words import DeliveryState, NotFound
+from ctnode.words import DeliveryEvent, DeliveryState, NotFound
 from tests.archive_root import Image, Root, stack
 
 pytestmark = pytest.mark.integration
@@ -189,6 +189,155 @@ def test_what_is_under_way_ends_as_it_may_but_is_not_tried_again(
         clock.now += LEASE_S + 1
         assert outbox.claim(root.database, "pacs", "two") == ()
     assert states(root)[0][1] == state
+
+
+# ------------------------------------------------------------------------------- images of a series that grows
+
+
+IMAGES = tuple(Parcel("pacs", outbox.ORIGINAL, f"1.2.3/1.2.3.1/{k}.dcm", f"d{k}") for k in range(3))
+
+
+def grow(root: Root) -> int:
+    """Let one more image come, and return the new revision."""
+    supersede(root)
+    return root.complete().id
+
+
+def post_images(root: Root, revision: int, *, again: bool = False) -> None:
+    with root.database.immediate():
+        outbox.post(root.database, revision, IMAGES, again=again)
+
+
+def test_a_new_revision_owes_only_the_images_that_did_not_arrive(root: Root) -> None:
+    with root.database.immediate():
+        outbox.post(root.database, 1, IMAGES[:2])
+    first, second = outbox.claim(root.database, "pacs", "one")
+    outbox.sent(root.database, first, 0, "")
+    outbox.failed(root.database, second, 0xA700, "full", wait_s=10.0)
+    newer = grow(root)
+    assert [row[1] for row in states(root)] == ["SENT", "CANCELLED"]
+    post_images(root, newer)
+    assert root.rows("SELECT path, revision_id, state FROM deliveries ORDER BY id") == [
+        (IMAGES[0].path, 1, "SENT"), (IMAGES[1].path, newer, "PENDING"), (IMAGES[2].path, newer, "PENDING"),
+    ]  # fmt: skip
+    assert root.breaches() == []
+
+
+def test_an_image_under_way_is_taken_over_by_the_new_revision(root: Root, clock: Clock) -> None:
+    with root.database.immediate():
+        outbox.post(root.database, 1, IMAGES[:1])
+    under_way = taken(root)
+    post_images(root, grow(root))
+    # It is owed by a revision that lives: a failure is no end of it.
+    outbox.failed(root.database, under_way, None, "", wait_s=10.0)
+    assert [row[1] for row in states(root)] == ["RETRY", "PENDING", "PENDING"]
+    clock.now += 10.0
+    for delivery in outbox.claim(root.database, "pacs", "one"):
+        outbox.sent(root.database, delivery, 0, "")
+    assert [row[1:] for row in states(root)] == [("SENT", 2), ("SENT", 1), ("SENT", 1)]
+
+
+def test_images_are_sent_again_where_somebody_asks_for_it(root: Root) -> None:
+    post_images(root, 1)
+    for delivery in outbox.claim(root.database, "pacs", "one"):
+        outbox.sent(root.database, delivery, 0, "")
+    newer = grow(root)
+    post_images(root, newer, again=True)
+    assert root.rows("SELECT DISTINCT revision_id, state FROM deliveries") == [(newer, "PENDING")]
+
+
+def test_other_bytes_under_the_path_of_an_image_are_sent(root: Root) -> None:
+    post_images(root, 1)
+    for delivery in outbox.claim(root.database, "pacs", "one"):
+        outbox.sent(root.database, delivery, 0, "")
+    newer = grow(root)
+    with root.database.immediate():
+        outbox.post(root.database, newer, [Parcel("pacs", outbox.ORIGINAL, IMAGES[0].path, "other")])
+    assert [row[1] for row in states(root)] == ["PENDING", "SENT", "SENT"]
+
+
+# ------------------------------------------------------------------------------- the end of patience
+
+
+def fail(root: Root, give_up_s: float | None) -> None:
+    ending = outbox.Ending(taken(root), DeliveryEvent.FAIL, 0xA700, "full", wait_s=1.0, give_up_s=give_up_s)
+    outbox.settle(root.database, [ending])
+
+
+def test_what_fails_for_too_long_is_given_up_and_begins_anew_by_hand(root: Root, clock: Clock) -> None:
+    post(root)
+    clock.now += 1e6  # it waited for its turn: that is no failing
+    for _ in range(3):
+        fail(root, 100.0)
+        assert states(root)[0][1] == "RETRY"
+        clock.now += 40.0
+    fail(root, 100.0)
+    assert states(root)[0][1] == "DEAD"
+    comment = str(root.one("SELECT comment FROM deliveries"))
+    assert comment == "given up after 0.00115741 days of failing: full"
+    clock.now += 1.0
+    with root.database.immediate():
+        outbox.requeue(root.database, 1)
+    clock.now += 1e6
+    fail(root, 100.0)
+    assert states(root)[0][1] == "RETRY"
+
+
+def test_without_an_end_of_patience_nothing_is_given_up(root: Root, clock: Clock) -> None:
+    post(root)
+    for _ in range(3):
+        fail(root, None)
+        clock.now += 1e9
+    assert states(root)[0][1] == "RETRY"
+
+
+def test_a_destination_that_fails_for_too_long_gives_up_what_waited_as_long(root: Root, clock: Clock) -> None:
+    post(root, *(Parcel("pacs", "report", f"{k}", "aa") for k in range(600)))
+    post(root, REPORT, Parcel("other", "report", "1", "aa"))
+    lanes.failed(root.database, "pacs", "down", 10.0, 1000.0)
+    clock.now += 900.0
+    post(root, Parcel("pacs", "report", "young", "aa"))
+    clock.now += 100.0
+    lanes.failed(root.database, "pacs", "down", 10.0, 1000.0)
+    left = root.rows("SELECT target, path, state FROM deliveries WHERE state <> 'DEAD'")
+    assert left == [("other", "1", "PENDING"), ("pacs", "young", "PENDING")]
+    (attempt,) = outbox.attempts(root.database, 1)
+    assert (attempt.attempt, attempt.state) == (0, "DEAD")
+    assert attempt.comment == "given up after 0.0115741 days of failing: down"
+
+
+@pytest.mark.parametrize("how", ["resumed", "ended by itself"])
+def test_a_pause_is_no_failing(root: Root, clock: Clock, how: str) -> None:
+    post(root)
+    lanes.failed(root.database, "pacs", "down", 10.0, 1000.0)
+    with root.database.immediate():
+        lanes.pause(root.database, "pacs", clock.now + 5000.0)
+    clock.now += 5001.0
+    if how == "resumed":
+        with root.database.immediate():
+            lanes.pause(root.database, "pacs", None)
+    lanes.failed(root.database, "pacs", "down", 10.0, 1000.0)
+    assert states(root)[0][1] == "PENDING"
+    clock.now += 1000.0
+    lanes.failed(root.database, "pacs", "down", 10.0, 1000.0)
+    assert states(root)[0][1] == "DEAD"
+
+
+def test_what_was_erased_while_it_was_under_way_is_let_go(root: Root) -> None:
+    post(root, *(Parcel("pacs", "report", f"{k}", "aa") for k in range(2)))
+    gone, other = outbox.claim(root.database, "pacs", "one")
+    with root.database.immediate():
+        root.database.execute("DELETE FROM deliveries WHERE id = ?", (gone.id,))
+    outbox.settle(root.database, [outbox.Ending(one, DeliveryEvent.SEND, 0) for one in (gone, other)])
+    assert [row[1] for row in states(root)] == ["SENT"]
+
+
+def test_a_pause_of_the_sender_is_one_of_all_its_lanes(root: Root, clock: Clock) -> None:
+    for name in ("back", "back@ct1", "back2"):
+        post(root, Parcel(name, "report", name, "aa"))
+    with root.database.immediate():
+        lanes.pause(root.database, "back", lanes.FOR_EVER)
+    assert lanes.due(root.database) == ("back2",)
 
 
 def test_a_batch_has_a_limit_and_the_oldest_come_first(root: Root) -> None:

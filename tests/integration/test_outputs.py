@@ -55,6 +55,12 @@ def test_lungs_without_the_resampled_ones(files, tmp_path):
     assert not {"ct_iso.nii.gz", "lungs_iso.nii.gz"} & set(report.outputs)
 
 
+def test_the_page_can_be_left_out(files, tmp_path):
+    report = run(files, tmp_path / "out", iso=False, preview=False, mpr=False, surface=False, report=False)
+    assert {"lungs.nii.gz", "measurements.json", "seg.dcm", "sr.dcm"} <= set(report.outputs)
+    assert "report.dcm" not in report.outputs
+
+
 @pytest.mark.parametrize(
     ("pipeline", "shape", "zooms"),
     [

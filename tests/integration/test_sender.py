@@ -100,6 +100,8 @@ def test_our_own_receiver_keeps_them_bit_for_bit(tmp_path: Path) -> None:
         (0x0000, Outcome.SENT),
         (0xB000, Outcome.SENT),
         (0xB007, Outcome.SENT),
+        (0x0107, Outcome.SENT),
+        (0x0111, Outcome.SENT),
         (0xA700, Outcome.RETRY),
         (0xA7FF, Outcome.RETRY),
         (0xA900, Outcome.DEAD),
@@ -245,6 +247,19 @@ def test_a_compressed_object_is_decoded_only_where_that_is_wanted_and_needed(tmp
         (result,) = send(replace(there, transcode=True), "US", [tmp_path / "packed"], 20)
         assert result.outcome is Outcome.SENT
     assert (tmp_path / "packed").read_bytes().endswith(stored[name])
+
+
+def test_a_full_disk_while_decoding_is_no_fault_of_the_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _ = compressed(tmp_path / "packed")
+    gone = tmp_path / "no folder"
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(gone))
+    with scp(supported_contexts=only(EXPLICIT)) as (there, stored):
+        (result,) = send(replace(there, transcode=True), "US", [tmp_path / "packed"], 20)
+        assert result.outcome is Outcome.RETRY
+        assert result.comment == "cannot read the file: No such file or directory, for its decoded form"
+        gone.mkdir()
+        (result,) = send(replace(there, transcode=True), "US", [tmp_path / "packed"], 20)
+        assert (result.outcome, list(stored)) == (Outcome.SENT, [name])
 
 
 def test_an_uncompressed_object_goes_to_whoever_knows_only_implicit(tmp_path: Path) -> None:

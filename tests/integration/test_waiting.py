@@ -184,16 +184,17 @@ def test_an_association_that_went_on_to_other_series_holds_no_longer(watch: Watc
     watch.root.push([Image("1.2.3.1.1")])
     watch.turn()
     last = float(str(watch.root.one("SELECT last_arrival FROM association_series")))
-    watch.clocks.mono += QUIET_S + 1
+    began = watch.clocks.mono
 
-    def ripe(elsewhere_s: float) -> list[Ripe]:
-        watch.clocks.mono += 1.0
-        busy = Open(1, last + elsewhere_s, is_storing=True)
+    def ripe(elsewhere_s: float, *, heard: float) -> list[Ripe]:
+        watch.clocks.mono = began + elsewhere_s
+        busy = Open(1, last + heard, is_storing=True)
         return watch.room.ripe(watch.clocks.mono, set(), (busy,), watch.settings)
 
-    assert ripe(0.0) == []
-    assert ripe(QUIET_S - 0.1) == []
-    assert len(ripe(QUIET_S)) == 1
+    assert ripe(0.0, heard=0.0) == []
+    assert ripe(QUIET_S - 0.1, heard=1.0) == []
+    # What it brought for others an hour of the wall clock later came no later than it was seen.
+    assert len(ripe(QUIET_S + 2.0, heard=HOUR_S)) == 1
 
 
 def test_an_aborted_association_makes_it_suspect(watch: Watch) -> None:

@@ -14,6 +14,8 @@ from ctnode.ct.phantom_dicom import write_series
 from ctnode.flow.pipeline import process_series
 from ctnode.results import writers
 from ctnode.results.case import Stage, numbered
+from tests.acceptance.test_end_to_end import RESULTS
+from tests.harness import REPOSITORY
 from tests.phantom_series import SERIES, STUDY
 
 pytestmark = pytest.mark.integration
@@ -103,6 +105,19 @@ def test_every_writer_has_the_three_names():
         assert isinstance(writer.AFTER, Stage)
         assert callable(writer.available)
         assert callable(writer.write)
+
+
+def test_documents_name_each_writer_each_switch_and_each_file():
+    tables = (REPOSITORY / "docs" / "results.md").read_text()
+    readme = (REPOSITORY / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables.splitlines() if line[:1] == "|"]
+    documented = [row for row in rows if len(row) == 4 and row[0] and row[1].startswith("`")]
+    assert {row[1].strip("`") for row in documented} == set(writers.names())
+    switches = " ".join(row[3] for row in documented)
+    assert all(f"`{name}` (" in switches for name in set(writers.names()) & Outputs.model_fields.keys())
+    files = {file for row in rows for file in row[0].replace("`", "").split(", ")}
+    assert files >= RESULTS
+    assert all(file in readme for file in RESULTS)
 
 
 def test_files_of_further_volumes_carry_their_number():

@@ -49,7 +49,7 @@ def test_the_document_loads_and_changes_nothing(tmp_path: Path) -> None:
 
 def test_what_is_commented_out_in_the_document_would_load(tmp_path: Path) -> None:
     text = re.sub(
-        r"^# (\[\[|(?:name|ae_title|host|port|quiet_s|send|to|project|key_file) = )",
+        r"^# (\[\[|(?:name|ae_title|host|port|quiet_s|send|to|project|key_file|url) = )",
         r"\1",
         document(),
         flags=re.MULTILINE,

@@ -136,12 +136,12 @@ def test_jobs() -> None:
 def test_deliveries() -> None:
     """PENDING > SENDING > SENT > CONFIRMED | RETRY > PENDING | DEAD | CANCELLED; a lost lease: SENDING > RETRY.
 
-    What was claimed and not tried goes back: SENDING > PENDING.
+    What was claimed and not tried goes back: SENDING > PENDING. What failed for too long is given up, tried or not.
     """
-    assert ways(DELIVERY_TRANSITIONS, "PENDING") == {"SENDING", "CANCELLED"}
+    assert ways(DELIVERY_TRANSITIONS, "PENDING") == {"SENDING", "DEAD", "CANCELLED"}
     assert ways(DELIVERY_TRANSITIONS, "SENDING") == {"PENDING", "SENT", "RETRY", "DEAD", "CANCELLED"}
     assert ways(DELIVERY_TRANSITIONS, "SENT") == {"CONFIRMED", "PENDING"}
-    assert ways(DELIVERY_TRANSITIONS, "RETRY") == {"PENDING", "CANCELLED"}
+    assert ways(DELIVERY_TRANSITIONS, "RETRY") == {"PENDING", "DEAD", "CANCELLED"}
     assert ends(DELIVERY_TRANSITIONS) == set()
 
 

@@ -12,7 +12,8 @@ AFTER: Final = Stage.LUNGS
 
 def available(case: Case) -> bool:
     """Return whether there are numbers and a segmentation to point at."""
-    return case.mask is not None and case.measurements is not None and case.wanted.seg != "none"
+    measured = case.measurements is not None and case.measurements.both is not None
+    return measured and case.mask is not None and case.wanted.seg != "none"
 
 
 def write(case: Case) -> tuple[Path, ...]:
