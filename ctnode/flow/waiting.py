@@ -23,7 +23,7 @@ from ctnode.flow.policy import Policy, policy_of, sender_of
 from ctnode.words import EvidenceKind
 
 # So long a question may take from the end of the quiet time to its row.
-PLAN_S: Final = 5.0
+PLAN_S: Final = 15.0
 
 Clock = Callable[[], float]
 

@@ -371,7 +371,7 @@ def test_an_answer_from_before_the_quiet_time_is_asked_for_again_and_then_proves
 
 @pytest.mark.usefixtures("answering")
 def test_a_question_that_nobody_plans_is_not_waited_for(watch: Watch) -> None:
-    assert watch.go(QUIET_S + 4.0) == []
+    assert watch.go(QUIET_S + 14.0) == []
     (ripe,) = watch.go(2.0)
     assert ripe.decision.verdict is Verdict.LIKELY
 
@@ -523,6 +523,22 @@ def test_what_happens_to_a_suspect_series_is_reloaded(tmp_path: Path) -> None:
         revisions.release(operator, 2)
     keeper._turn()
     assert root.one("SELECT state FROM revisions WHERE series_id = 2") == "QUEUED"
+    root.close()
+
+
+def test_a_shorter_longest_wait_is_reloaded_for_what_waits_already(tmp_path: Path) -> None:
+    root = Root(tmp_path / "node")
+    long, short = (Config(completion=Completion(quiet_s=0.01, max_wait_s=most)) for most in (500.0, 0.02))
+    role = Silent()
+    keeper = Keeper(long, root.layout, root.database, role, lambda: short)  # type: ignore[arg-type]
+    root.push(image for image in stack(6) if image.number != "4")
+    keeper._turn()
+    time.sleep(0.05)
+    keeper._turn()
+    assert root.one("SELECT state FROM revisions") == "RECEIVING"
+    role.reload_wanted = True
+    keeper._turn()
+    assert root.one("SELECT verdict FROM revisions") == "SUSPECT"
     root.close()
 
 
