@@ -79,7 +79,7 @@ def page_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
             request, "series.html", told=told, series=told.series, attempts=attempts, files=files,
             pictures={n: results.pictures(found) for n, found in files.items()},
             measured={n: results.measured(folders[n], found) for n, found in files.items()},
-            descriptions=results.descriptions(folders[told.series.revision]), columns=results.SHOWN,
+            prefix=f"{folders[told.series.revision].parent.relative_to(node.layout.results)}/r", descriptions=results.descriptions(folders[told.series.revision]), columns=results.SHOWN,
         )  # fmt: skip
 
     def result(request: Request) -> Response:

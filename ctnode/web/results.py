@@ -122,7 +122,9 @@ def _measured(name: str, content: Mapping[str, Any]) -> Measured:
 
 
 def _number(value: object) -> str:
-    return f"{value:,.1f}".replace(",", "\N{NARROW NO-BREAK SPACE}") if isinstance(value, int | float) else "–"
+    if not isinstance(value, int | float):
+        return "–"
+    return f"{value:,.1f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
 
 
 def descriptions(folder: Path) -> Mapping[str, str]:

@@ -47,10 +47,14 @@ function morph(now, fresh) {
   placed.forEach((row, index) => {
     if (body.children[index] !== row) body.insertBefore(row, body.children[index] || null);
   });
-  // What stands around the rows, such as the link to the next page.
-  const rest = (root) => [...root.children].filter((one) => !one.contains(root.querySelector("tbody, ul, ol, .gallery")));
-  rest(now).forEach((one) => one.remove());
-  now.append(...rest(fresh));
+  // What stands around the rows, such as a heading or the link to the next page, changes seldom.
+  const rest = (root, rows) => [...root.children].filter((one) => !one.contains(rows));
+  const before = rest(now, body);
+  const after = rest(fresh, next);
+  if (before.length === after.length && before.every((one, index) => same(one, after[index]))) return;
+  next.replaceWith(body);
+  now.replaceChildren(...fresh.childNodes);
+  if (held && held.isConnected) held.focus();
 }
 
 let wanted = false;
