@@ -75,11 +75,12 @@ def page_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
             }
         folders = {chapter.n: results.folder_of(node.layout, told.series, chapter.n) for chapter in told.chapters}
         files = {n: results.listed(folder) for n, folder in folders.items()}
+        parent = folders[told.series.revision].parent.relative_to(node.layout.results)
         return renderer.page(
-            request, "series.html", told=told, series=told.series, attempts=attempts, files=files,
+            request, "series.html", told=told, prefix=f"{parent}/r", series=told.series, attempts=attempts, files=files,
             pictures={n: results.pictures(found) for n, found in files.items()},
             measured={n: results.measured(folders[n], found) for n, found in files.items()},
-            prefix=f"{folders[told.series.revision].parent.relative_to(node.layout.results)}/r", descriptions=results.descriptions(folders[told.series.revision]), columns=results.SHOWN,
+            descriptions=results.descriptions(folders[told.series.revision]), columns=results.SHOWN,
         )  # fmt: skip
 
     def result(request: Request) -> Response:
@@ -117,7 +118,9 @@ def page_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
         with node.open_database() as database:
             row = associations.show(database, request.path_params["name"])
             fed = [(catalog.find(database, one["series"], study=one["study"]).id, one) for one in row["series"][:200]]
-        return renderer.page(request, "association.html", row=row, fed=fed)
+        return renderer.page(
+            request, "association.html", row=row, fed=fed, contexts=list(dict.fromkeys(map(tuple, row["accepted"])))
+        )
 
     def problems(request: Request) -> Response:
         with node.open_database() as database:
