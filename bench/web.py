@@ -2,8 +2,8 @@
 
 Run from the repository: ``python -m bench.web [--series 10000] [--instances 1000000] [--requests 100] [--rounds 2]``.
 First a real node on that index takes images from four of DCMTK's storescu at full rate, in turns with and without
-somebody who looks at four pages a second; the pages' times are taken meanwhile, and the rates are compared in pairs. Then
-each page is asked in this process, and every statement is timed with its rows.
+somebody who looks at four pages a second; the pages' times are taken meanwhile, and the rates are compared in pairs.
+Then each page is asked in this process, and every statement is timed with its rows.
 """
 
 from __future__ import annotations
