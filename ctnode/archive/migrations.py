@@ -9,5 +9,6 @@ from ctnode.archive import schema_retention as schema_retention
 from ctnode.archive import schema_keys as schema_keys
 from ctnode.archive import schema_alerts as schema_alerts
 from ctnode.archive import schema_metrics as schema_metrics
+from ctnode.archive import schema_web as schema_web
 
 __all__ = ["MIGRATIONS"]

@@ -25,6 +25,7 @@ from ctnode.cli import (
     running,
     series,
     trail,
+    users,
     verify,
 )
 from ctnode.cli.show import Settings
@@ -71,6 +72,7 @@ for module in (
     metrics,
     notify,
     trail,
+    users,
 ):
     module.register(cli)
 

@@ -16,6 +16,7 @@ from ctnode.archive.timeline import iso
 from ctnode.cli.show import Settings, as_json, as_times, print_json, print_table
 from ctnode.cli.trail import did
 from ctnode.config import Config
+from ctnode.flow import operating
 from ctnode.words import DeliveryState, ExitCode, NotFound, WrongState
 
 PAGE = 1000
@@ -108,8 +109,7 @@ def retry_deliveries(settings: Settings, ids: tuple[int, ...], target: str | Non
     wanted = [DeliveryState(state)] if state else [DeliveryState.DEAD, DeliveryState.RETRY]
 
     def again(delivery: Delivery) -> None:
-        outbox.requeue(database, delivery.id, "by the operator")
-        lanes.hurry(database, delivery.lane)
+        operating.retry_delivery(database, delivery, operating.COMMAND)
 
     _each(config, database, ids, target, wanted, again, "tried again")
 
@@ -123,7 +123,7 @@ def cancel_deliveries(settings: Settings, ids: tuple[int, ...], target: str | No
     config, _, database = settings.writing()
 
     def give_up(delivery: Delivery) -> None:
-        outbox.cancel(database, delivery.id, "cancelled by the operator")
+        operating.cancel_delivery(database, delivery, operating.COMMAND)
 
     _each(config, database, ids, target, [DeliveryState.PENDING, DeliveryState.RETRY], give_up, "cancelled")
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,12 +19,10 @@ from ctnode.cli.show import Settings, act_as_owner, as_json, pairs, print_json, 
 from ctnode.cli.steps import Steps
 from ctnode.cli.trail import did
 from ctnode.flow.doctor import examine
+from ctnode.flow.operating import neighbour, neighbours
 from ctnode.ops.durable import is_locked, lock
 from ctnode.ops.role import read_reports
 from ctnode.words import ExitCode, NotFound, Unavailable, WrongState
-
-if TYPE_CHECKING:
-    from ctnode.wire.sender import EchoResult
 
 BACKUP_WAIT_S = 600.0
 
@@ -66,6 +62,7 @@ def _shown(counters: Any) -> str:
 @click.pass_obj
 def check_config(settings: Settings, show: bool, json_wanted: bool) -> None:
     """Check the configuration and say what is wrong with it; touches nothing."""
+    from ctnode.web.access import require_access
     from ctnode.wire.certificates import check_tls
     from ctnode.wire.listener import listening_address
     from ctnode.wire.peers import require_policy
@@ -73,6 +70,7 @@ def check_config(settings: Settings, show: bool, json_wanted: bool) -> None:
     loaded = settings.load()
     require_policy(listening_address(loaded.config.node.host), loaded.config)
     check_tls(loaded.config)
+    require_access(loaded.config)
     rows = list(configuration.explain(loaded))
     if json_wanted:
         print_json({key: {"value": value, "from": origin} for key, value, origin, _ in rows})
@@ -216,27 +214,13 @@ def _restore(layout: Layout, source: Path) -> None:
 @click.pass_obj
 def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: bool) -> None:
     """Ask a peer or target by NAME whether it is there: latency, what it accepts, TLS."""
-    from ctnode.flow.carrier import carrier_of
-    from ctnode.wire.sender import Destination
-    from ctnode.wire.sender import echo as verify
-
     config = settings.config()
-    known: dict[str, Callable[[], EchoResult]] = {
-        p.name: partial(
-            verify, Destination(p.name, p.ae_title, p.host, p.port), config.node.ae_title, config.delivery.timeout_s
-        )
-        for p in config.peers
-        if p.port is not None
-    }
-    carriers = {target.name: carrier_of(config, target.name) for target in config.targets if target.kind != "sender"}
-    known |= {name: carrier.ping for name, carrier in carriers.items() if carrier is not None}
-    chosen = list(known) if everybody else [one for one in known if one == name]
+    chosen = neighbours(config) if everybody else {name or "": neighbour(config, name)}
     if not chosen:
-        names = ", ".join(known) or "none is configured with a port"
-        raise NotFound(f"no peer or target {name or ''}".rstrip(), hint=f"known: {names}")
+        raise NotFound("no peer or target", hint="none is configured with a port")
     # Those that hang are waited for once, and not one after the other.
     with ThreadPoolExecutor(max_workers=16) as pool:
-        results = dict(zip(chosen, pool.map(lambda one: known[one](), chosen), strict=True))
+        results = dict(zip(chosen, pool.map(lambda ask: ask(), chosen.values()), strict=True))
     if json_wanted:
         print_json([{"name": one, **asdict(result)} for one, result in results.items()])
     for one, result in [] if json_wanted else results.items():

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from ctnode.archive import catalog, jobs, outbox, revisions, timeline
+from ctnode.archive import catalog, jobs, outbox, timeline
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, as_json, as_times, pairs, print_json, print_table
 from ctnode.cli.trail import did, did_to_series
 from ctnode.cli.why import why_series
+from ctnode.flow import operating
 from ctnode.words import JobState, RevisionState
 
 _study = click.option("--study", help="StudyInstanceUID, where several studies hold the series.")
@@ -103,7 +104,7 @@ def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
     """Run the pipeline on a series again; lifts a hold."""
     config, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
-    revision = revisions.requeue(database, record.id)
+    revision = operating.requeue(database, record.id, operating.COMMAND)
     did_to_series(config, "requeue", record)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}")
 
@@ -117,7 +118,7 @@ def hold_series(settings: Settings, uid: str, study: str | None, reason: str) ->
     """Keep a series from being processed; it goes on receiving, and what is queued already goes on."""
     config, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
-    revision = revisions.hold(database, record.id, reason or "by the operator")
+    revision = operating.hold(database, record.id, reason, operating.COMMAND)
     did_to_series(config, "hold", record)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, held")
 
@@ -130,7 +131,7 @@ def release_series(settings: Settings, uid: str, study: str | None) -> None:
     """Lift a hold; the series goes on from where it was."""
     config, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
-    revision = revisions.release(database, record.id)
+    revision = operating.release(database, record.id, operating.COMMAND)
     did_to_series(config, "release", record)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, no longer held")
 
@@ -143,7 +144,7 @@ def complete_series(settings: Settings, uid: str, study: str | None) -> None:
     """Say that all of a series has come, instead of waiting."""
     config, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
-    revision = revisions.tell_complete(database, record.id)
+    revision = operating.complete(database, record.id, operating.COMMAND)
     did_to_series(config, "complete", record)
     click.echo(f"{record.name}: revision {revision.n} waits no longer")
 
@@ -178,7 +179,7 @@ def list_jobs(settings: Settings, state: str | None, limit: int, json_wanted: bo
 def retry_job(settings: Settings, job: int) -> None:
     """Queue a DEAD, DONE or cancelled job again, with its counts anew."""
     config, _, database = settings.writing()
-    revision = revisions.requeue(database, jobs.series_of(database, job))
+    revision = operating.retry_job(database, job, operating.COMMAND)
     did(config, "retry job", reference=str(job))
     click.echo(f"job {job}: revision {revision.n} is {revision.state}")
 
@@ -189,7 +190,7 @@ def retry_job(settings: Settings, job: int) -> None:
 def cancel_job(settings: Settings, job: int) -> None:
     """Cancel a job; its series stays stored."""
     config, _, database = settings.writing()
-    jobs.cancel(database, job)
+    operating.cancel_job(database, job, operating.COMMAND)
     did(config, "cancel job", reference=str(job))
     click.echo(f"job {job}: CANCELLED")
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
-from itertools import pairwise
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import click
 
-from ctnode.archive import catalog, counts, evidence, jobs
+from ctnode.archive import catalog, jobs
 from ctnode.archive.findings import Finding
-from ctnode.archive.history import Event, history
-from ctnode.archive.life import Chapter, chapters
+from ctnode.archive.history import Event
+from ctnode.archive.life import Chapter
 from ctnode.archive.outbox import Delivery
 from ctnode.archive.timeline import iso
-from ctnode.cli.show import Settings, as_json, as_times, print_json
-from ctnode.flow.claims import describe_headers
+from ctnode.cli.show import Settings, as_json, print_json
+from ctnode.flow.why import awaited, ranges, why, why_as_json
 from ctnode.words import Issue, RevisionState, StudyState
-
-# What is awaited in a state in which only the node itself has something to do.
-_AWAITED: Final = {
-    RevisionState.QUEUED: "a worker",
-    RevisionState.PROCESSING: "the end of its job",
-}
 
 
 @click.command("why")
@@ -35,33 +27,19 @@ def why_series(settings: Settings, uid: str, study: str | None, json_wanted: boo
     """Tell the life of a series: all that happened in order, why it counted as complete, attempts, deliveries."""
     _, layout, database = settings.reading()
     series = catalog.find(database, uid, study=study)
-    senders = catalog.associations_of(database, series.id)
-    told = chapters(database, layout, series)
-    known = evidence.of_series(database, series.id)
-    happened = history(database, series)
-    study_state = catalog.study_state(database, series.id)
-    headers = describe_headers(counts.of_series(database, series.id))
+    told = why(database, layout, series)
     if json_wanted:
-        whole = {
-            "study": series.study, "series": series.name, "modality": series.modality, "instances": series.instances,
-            "duplicates": series.duplicates, "flags": series.flags, "hold": series.hold,
-            "associations": [as_times(row) for row in senders],
-            "study_state": str(study_state), "headers": list(headers),
-            "history": [as_times(asdict(event)) for event in happened],
-            "evidence": [as_times(asdict(one)) for one in known],
-            "revisions": [_chapter_as_json(chapter, series.hold, study_state) for chapter in told],
-        }  # fmt: skip
-        print_json(whole)
+        print_json(why_as_json(told))
         return
-    click.echo(f"series {series.name}\nstudy  {series.study}, {study_state}")
+    click.echo(f"series {series.name}\nstudy  {series.study}, {told.study_state}")
     resends = f", {series.duplicates} identical resends dropped" if series.duplicates else ""
     flags = f", {' '.join(series.flags)}" if series.flags else ""
     click.echo(f"{series.modality}, {series.instances} instances{resends}{flags}")
-    _section("sent by", map(_sender, senders))
-    _section("by the headers", headers)
-    _section("what happened", map(_event, happened))
-    for chapter in told:
-        _section(f"revision {chapter.n}: {chapter.state}", _lines(chapter, series.hold, study_state))
+    _section("sent by", map(_sender, told.senders))
+    _section("by the headers", told.headers)
+    _section("what happened", map(_event, told.history))
+    for chapter in told.chapters:
+        _section(f"revision {chapter.n}: {chapter.state}", _lines(chapter, series.hold, told.study_state))
 
 
 def _section(title: str, lines: Iterable[str]) -> None:
@@ -79,19 +57,6 @@ def _sender(row: dict[str, Any]) -> str:
 def _event(event: Event) -> str:
     revision = f"r{event.revision}" if event.revision else "  "
     return f"{iso(event.at)}  {revision}  {event.kind:<11} {event.text}"
-
-
-def awaited(chapter: Chapter, hold: str, study: StudyState) -> str:
-    """Return what a revision waits for now, in words; empty where it waits for nothing."""
-    if chapter.state is RevisionState.RECEIVING:
-        return chapter.awaits or "the end of the quiet time"
-    if chapter.state is RevisionState.COMPLETE:
-        if hold:
-            return f"the operator, for it is held ({hold}): `ctnode series release UID` runs it"
-        if study is StudyState.OPEN:
-            return "its study, which a route wants whole"
-        return "the end of an older revision"
-    return _AWAITED.get(chapter.state, "")
 
 
 def _lines(chapter: Chapter, hold: str, study: StudyState) -> Iterator[str]:
@@ -134,28 +99,7 @@ def _slices(issue: Issue) -> str:
     return f" (slices {ranges(issue.frames)})" if issue.frames else ""
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """Return whole numbers in words, neighbours as a range: ``3-5, 9``."""
-    ordered = sorted(set(numbers))
-    cuts = [0, *(place for place, (a, b) in enumerate(pairwise(ordered), 1) if b != a + 1), len(ordered)]
-    parts = [ordered[start:stop] for start, stop in pairwise(cuts) if stop > start]
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
-
-
 def _delivery(delivery: Delivery) -> str:
     status = "" if delivery.status is None else f", status {delivery.status:04X}H"
     comment = f", {delivery.comment}" if delivery.comment else ""
     return f"{delivery.kind} to {delivery.target} {delivery.state}: {delivery.attempt} attempts{status}{comment}"
-
-
-def _chapter_as_json(chapter: Chapter, hold: str, study: StudyState) -> dict[str, Any]:
-    return {
-        **as_times(asdict(chapter)),
-        "awaits": awaited(chapter, hold, study),
-        "jobs": [as_times(asdict(job)) for job in chapter.jobs],
-        "deliveries": [
-            {**as_times(asdict(one)), "status": None if one.status is None else f"{one.status:04X}H"}
-            for one in chapter.deliveries
-        ],
-        "timeline": [as_times(asdict(entry)) for entry in chapter.timeline],
-    }

@@ -26,6 +26,7 @@ from ctnode.config.retention import Retention
 from ctnode.config.routes import ORIGINALS, Route, Routing
 from ctnode.config.rules import CompletionRule
 from ctnode.config.telling import ALERT_KINDS, Audit, Notify
+from ctnode.config.web import Web
 
 __all__ = [
     "ALERT_KINDS",
@@ -55,6 +56,7 @@ __all__ = [
     "Storage",
     "Target",
     "Tls",
+    "Web",
     "Worker",
     "diff",
     "document",

@@ -16,6 +16,7 @@ from ctnode.config.retention import Retention
 from ctnode.config.routes import Route, Routing
 from ctnode.config.rules import CompletionRule
 from ctnode.config.telling import Audit, Notify
+from ctnode.config.web import Web
 
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
@@ -315,6 +316,7 @@ class Config(Section):
     commitment: Commitment = Field(default_factory=Commitment)
     inbox: Inbox = Field(default_factory=Inbox)
     retention: Retention = Field(default_factory=Retention)
+    web: Web = Field(default_factory=Web)
     log: Log = Field(default_factory=Log)
     audit: Audit = Field(default_factory=Audit)
     peers: tuple[Peer, ...] = Field((), strict=False)
@@ -359,6 +361,7 @@ RELOADABLE: Final = frozenset(
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
         "retention.originals_days", "retention.originals_gb", "retention.results_days", "retention.results_gb",
         "retention.floor_days", "retention.resent",
+        "web.names", "web.origins", "web.max_upload_mb", "web.session_s",
         "log.level", "peers", "targets", "routing.match", "routes", "deidentification", "notify",
     }
 )  # fmt: skip
@@ -367,6 +370,7 @@ RELOADABLE: Final = frozenset(
 FILES: Final = ("certificate", "key", "ca")
 TARGET_FILES: Final = (*FILES, "token_file", "path")
 NOTIFY_FILES: Final = ("ca", "token_file", "password_file")
+WEB_FILES: Final = ("users", "certificate", "key")
 
 LISTS: Final[Mapping[str, type[BaseModel]]] = {
     "peers": Peer,
