@@ -38,6 +38,8 @@ port = 0
 [storage]
 root = "data"
 reserve_mb = 100
+[web]
+port = 0
 [completion]
 quiet_s = {quiet_s}
 """

@@ -29,14 +29,25 @@ from ctnode.ops import log
 from ctnode.ops.durable import lock
 from ctnode.ops.notify import FIRST_HANDED, notify, notify_reloading
 from ctnode.ops.role import Role, die_with_parent, read_reports, sweep_reports
+from ctnode.web.access import require_access
 from ctnode.wire.acceptor import receive
 from ctnode.words import ConfigError, ExitCode
 
 Reload = Callable[[], Config]
 
+
+def serve_page(config: Config, role: Role, reload: Reload) -> int:
+    """Serve the page; what it is made of is imported only in its own process."""
+    from ctnode.web.server import serve
+
+    return serve(config, role, reload)
+
+
 # In the order in which they start; they stop in the order of STOP_ORDER.
-ROLES: Final = {"keep": keep, "receive": receive, "work": work, "deliver": deliver}
-STOP_ORDER: Final = (("receive",), ("work", "deliver"), ("keep",))
+ROLES: Final = {"keep": keep, "receive": receive, "work": work, "deliver": deliver, "web": serve_page}
+STOP_ORDER: Final = (("receive",), ("work", "deliver"), ("keep", "web"))
+# Without it the node still does its work: it neither keeps it from becoming ready nor takes it down.
+OPTIONAL: Final = frozenset({"web"})
 FATAL: Final = frozenset({ExitCode.UNAVAILABLE, ExitCode.BAD_CONFIG})
 TURN_S: Final = 0.2
 FIRST_RESTART_S: Final = 0.5
@@ -142,6 +153,7 @@ class Node:
         logger = log.get()
         reloader = _Reloader(self.config, self.loader, self.role)
         names = ["keep", "receive", *["work"] * self.config.worker.processes, "deliver"]
+        names += ["web"] if self.config.web.enabled else []
         self.members = [_Member(name, self._command(name)) for name in names]
         code: int = ExitCode.OK
         while not self.role.stopping:
@@ -216,7 +228,7 @@ class Node:
             if _has_spoken(member):
                 member.heard, member.is_silent = now, False
             elif now - member.heard > SILENCE_S:
-                silent.append(member.name)
+                silent += [] if member.name in OPTIONAL else [member.name]
                 if not member.is_silent:
                     member.is_silent = True
                     log.get().error("role is silent", reason=member.name, seconds=round(now - member.heard))
@@ -226,15 +238,17 @@ class Node:
         """Return whether a role said, before it ever ran steadily, that it can never run like this."""
         return (
             member.process is not None
+            and member.name not in OPTIONAL
             and not member.has_settled
             and not self.is_ready
             and member.process.poll() in FATAL
         )
 
     def _all_ready(self) -> bool:
-        pids = {member.process.pid for member in self.members if member.process is not None}
+        needed = [member for member in self.members if member.name not in OPTIONAL]
+        pids = {member.process.pid for member in needed if member.process is not None}
         ready = {report.pid for report in read_reports(self.config.root / "run") if report.state == "ready"}
-        return len(pids) == len(self.members) and pids <= ready
+        return len(pids) == len(needed) and pids <= ready
 
     def _reload(self, reloader: _Reloader) -> None:
         self.config = reloader()
@@ -271,10 +285,13 @@ def run_node(loader: Reload, config_file: Path | None) -> int:
 
     Raises
     ------
+    ConfigError
+        If the page could be reached by others without a lock.
     Unavailable
         If another node holds the root.
     """
     config = loader()
+    require_access(config)
     log.configure(config.log, role="run")
     layout = Layout(config.root, config.results)
     layout.create()

@@ -243,6 +243,8 @@ class Node:
             "node": {"port": 0, "drain_s": 20.0},
             "storage": {"root": str(self.root), "reserve_mb": 1, "reserve_inodes": 0},
             "completion": {"quiet_s": 0.5},
+            # Tests run side by side, and most of them need no page.
+            "web": {"enabled": False, "port": 0},
         }
         self.configure(**sections)
         self._starts = len(list(folder.glob("log-*")))

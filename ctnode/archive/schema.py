@@ -392,3 +392,6 @@ def _statements(script: str) -> list[str]:
         elif not "".join(lines).strip():
             lines = []
     return statements
+
+
+from ctnode.archive import schema_web as schema_web  # noqa: E402 - its migration follows those above

@@ -58,6 +58,7 @@ def _shown(counters: Any) -> str:
 @click.pass_obj
 def check_config(settings: Settings, show: bool, json_wanted: bool) -> None:
     """Check the configuration and say what is wrong with it; touches nothing."""
+    from ctnode.web.access import require_access
     from ctnode.wire.certificates import check_tls
     from ctnode.wire.listener import listening_address
     from ctnode.wire.peers import require_policy
@@ -65,6 +66,7 @@ def check_config(settings: Settings, show: bool, json_wanted: bool) -> None:
     loaded = settings.load()
     require_policy(listening_address(loaded.config.node.host), loaded.config)
     check_tls(loaded.config)
+    require_access(loaded.config)
     rows = list(configuration.explain(loaded))
     if json_wanted:
         print_json({key: {"value": value, "from": origin} for key, value, origin, _ in rows})

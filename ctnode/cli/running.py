@@ -62,5 +62,6 @@ def register(group: click.Group) -> None:
         ("keep", "the keeper of journal, index and completeness"),
         ("work", "one worker"),
         ("deliver", "the sender of results"),
+        ("web", "the operator's page and its API"),
     ):
         group.add_command(_role_command(name, meaning))

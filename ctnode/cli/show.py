@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -16,8 +15,8 @@ from rich.table import Table
 from ctnode import config as configuration
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
-from ctnode.archive.timeline import iso
 from ctnode.config import Config
+from ctnode.flow.why import as_times as as_times
 from ctnode.words import Unavailable
 
 as_json = click.option("--json", "json_wanted", is_flag=True, help="Print JSON.")
@@ -101,14 +100,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     for row in listed:
         table.add_row(*row)
     console.print(table)
-
-
-def as_times(record: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a record for JSON with its times (``..._at``, ``deadline``, ``at``) as ISO 8601."""
-    return {
-        key: iso(value) if key == "at" or key.endswith("_at") or key in {"deadline", *names} else value
-        for key, value in record.items()
-    }
 
 
 def pairs(values: Mapping[str, object]) -> None:

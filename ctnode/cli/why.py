@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import click
 
-from ctnode.archive import catalog, evidence, jobs
+from ctnode.archive import catalog, jobs
 from ctnode.archive.findings import Finding
-from ctnode.archive.life import Chapter, chapters
+from ctnode.archive.life import Chapter
 from ctnode.archive.outbox import Delivery
 from ctnode.archive.timeline import iso
-from ctnode.cli.show import Settings, as_json, as_times, print_json
+from ctnode.cli.show import Settings, as_json, print_json
+from ctnode.flow.why import ranges, why, why_as_json
 from ctnode.words import Evidence, Issue, RevisionState
 
 # What is told elsewhere in the same answer, with more.
@@ -30,27 +29,18 @@ def why_series(settings: Settings, uid: str, study: str | None, json_wanted: boo
     """Tell the life of a series: its senders, why it counted as complete, attempts, issues, deliveries."""
     _, layout, database = settings.reading()
     series = catalog.find(database, uid, study=study)
-    senders = catalog.associations_of(database, series.id)
-    told = chapters(database, layout, series)
-    known = evidence.of_series(database, series.id)
+    told = why(database, layout, series)
     if json_wanted:
-        whole = {
-            "study": series.study, "series": series.name, "modality": series.modality, "instances": series.instances,
-            "duplicates": series.duplicates, "flags": series.flags, "hold": series.hold,
-            "associations": [as_times(row) for row in senders],
-            "evidence": [as_times(asdict(one)) for one in known],
-            "revisions": [_chapter_as_json(chapter) for chapter in told],
-        }  # fmt: skip
-        print_json(whole)
+        print_json(why_as_json(told))
         return
     click.echo(f"series {series.name}\nstudy  {series.study}")
     resends = f", {series.duplicates} identical resends dropped" if series.duplicates else ""
     flags = f", {' '.join(series.flags)}" if series.flags else ""
     click.echo(f"{series.modality}, {series.instances} instances{resends}{flags}")
-    _section("sent by", map(_sender, senders))
-    if known:
-        _section("said of it", map(_signal, known))
-    for chapter in told:
+    _section("sent by", map(_sender, told.senders))
+    if told.evidence:
+        _section("said of it", map(_signal, told.evidence))
+    for chapter in told.chapters:
         _section(f"revision {chapter.n}: {chapter.state}", _lines(chapter, series.hold))
 
 
@@ -115,27 +105,7 @@ def _slices(issue: Issue) -> str:
     return f" (slices {ranges(issue.frames)})" if issue.frames else ""
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """Return whole numbers in words, neighbours as a range: ``3-5, 9``."""
-    ordered = sorted(set(numbers))
-    cuts = [0, *(place for place, (a, b) in enumerate(pairwise(ordered), 1) if b != a + 1), len(ordered)]
-    parts = [ordered[start:stop] for start, stop in pairwise(cuts) if stop > start]
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
-
-
 def _delivery(delivery: Delivery) -> str:
     status = "" if delivery.status is None else f", status {delivery.status:04X}H"
     comment = f", {delivery.comment}" if delivery.comment else ""
     return f"{delivery.kind} to {delivery.target} {delivery.state}: {delivery.attempt} attempts{status}{comment}"
-
-
-def _chapter_as_json(chapter: Chapter) -> dict[str, Any]:
-    return {
-        **as_times(asdict(chapter)),
-        "jobs": [as_times(asdict(job)) for job in chapter.jobs],
-        "deliveries": [
-            {**as_times(asdict(one)), "status": None if one.status is None else f"{one.status:04X}H"}
-            for one in chapter.deliveries
-        ],
-        "timeline": [as_times(asdict(entry)) for entry in chapter.timeline],
-    }

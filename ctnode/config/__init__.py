@@ -23,6 +23,7 @@ from ctnode.config.models import (
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
 from ctnode.config.routes import ORIGINALS, Route, Routing
+from ctnode.config.web import Web
 
 __all__ = [
     "ORIGINALS",
@@ -47,6 +48,7 @@ __all__ = [
     "Storage",
     "Target",
     "Tls",
+    "Web",
     "Worker",
     "diff",
     "document",

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, TARGET_FILES, Config, Target
+from ctnode.config.models import FILES, KEYS, LISTS, RELOADABLE, TARGET_FILES, WEB_FILES, Config, Target
 from ctnode.words import ConfigError, Unavailable
 
 LEAST_KEY_BYTES: Final = 32
@@ -98,12 +98,12 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _from_credentials(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the keys of ``[tls]`` that the service manager provides as files (systemd.exec(5), LoadCredential=)."""
+    """Yield the keys that the service manager provides as files (systemd.exec(5), LoadCredential=)."""
     folder = environment.get("CREDENTIALS_DIRECTORY", "")
-    for key in FILES if folder else ():
-        file = Path(folder) / f"tls.{key}"
+    for key in (*(f"tls.{name}" for name in FILES), *(f"web.{name}" for name in WEB_FILES)) if folder else ():
+        file = Path(folder) / key
         if file.is_file():
-            yield f"tls.{key}", str(file)
+            yield key, str(file)
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, object]]:
@@ -294,6 +294,7 @@ def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> C
     )
     inbox = config.inbox.model_copy(update={"path": resolve("inbox.path", config.inbox.path)})
     tls = config.tls.model_copy(update={name: resolve(f"tls.{name}", getattr(config.tls, name)) for name in FILES})
+    web = config.web.model_copy(update={name: resolve(f"web.{name}", getattr(config.web, name)) for name in WEB_FILES})
     targets = tuple(
         target.model_copy(update={name: resolve("targets", getattr(target, name)) for name in TARGET_FILES})
         for target in config.targets
@@ -302,8 +303,8 @@ def _absolute(config: Config, file: Path | None, origin: Mapping[str, str]) -> C
         profile.model_copy(update={"key_file": resolve("deidentification", profile.key_file)})
         for profile in config.deidentification
     )
-    changed = {"storage": storage, "inbox": inbox, "tls": tls, "targets": targets, "deidentification": profiles}
-    return config.model_copy(update=changed)
+    sections = {"storage": storage, "inbox": inbox, "tls": tls, "web": web}
+    return config.model_copy(update={**sections, "targets": targets, "deidentification": profiles})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ctnode.config.fields import AeTitle, Name, Port, ResultKind, Seconds, Secti
 from ctnode.config.peer import Peer
 from ctnode.config.privacy import Deidentification
 from ctnode.config.routes import Route, Routing
+from ctnode.config.web import Web
 
 # Under it, a chest would fill the memory of any machine.
 LEAST_SPACING_MM: Final = 0.2
@@ -304,6 +305,7 @@ class Config(Section):
     delivery: Delivery = Field(default_factory=Delivery)
     commitment: Commitment = Field(default_factory=Commitment)
     inbox: Inbox = Field(default_factory=Inbox)
+    web: Web = Field(default_factory=Web)
     log: Log = Field(default_factory=Log)
     peers: tuple[Peer, ...] = Field((), strict=False)
     targets: tuple[Target, ...] = Field((), strict=False)
@@ -341,6 +343,7 @@ RELOADABLE: Final = frozenset(
         "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean", "outputs.descriptions",
         "delivery.first_retry_s", "delivery.max_retry_s",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",
+        "web.names", "web.origins", "web.max_upload_mb", "web.session_s",
         "log.level", "peers", "targets", "routing.match", "routes", "deidentification",
     }
 )  # fmt: skip
@@ -348,6 +351,7 @@ RELOADABLE: Final = frozenset(
 # Keys whose value is the name of a file, which the service manager may provide as a credential instead.
 FILES: Final = ("certificate", "key", "ca")
 TARGET_FILES: Final = (*FILES, "token_file", "path")
+WEB_FILES: Final = ("users", "certificate", "key")
 
 LISTS: Final[Mapping[str, type[BaseModel]]] = {
     "peers": Peer,

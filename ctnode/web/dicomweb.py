@@ -1,7 +1,7 @@
 """Read-only DICOMweb: QIDO-RS and WADO-RS over what the node holds and what it published (PS3.18 10).
 
-Files are sent as they are kept and never decoded here: whatever needs a full parser or a decoder is done by the render
-children. Everything longer than one frame is streamed.
+Files are sent as they are kept and never decoded here: whatever needs a full parser or a decoder is done by the
+openers. Everything longer than one frame is streamed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ctnode.web.attributes import Headers
 from ctnode.web.context import WebNode
 from ctnode.web.holdings import Holdings, Instance
 from ctnode.web.media import ANYTHING, Media, Multipart, Part, accepted, covers
+from ctnode.web.openers import Openers, Unrenderable
 from ctnode.web.qido import BadQuery, Found, Level, Search, parse_query
-from ctnode.web.rendering import Renderers, Unrenderable
 from ctnode.words import Unavailable
 
 DICOM: Final = "application/dicom"
@@ -90,7 +90,7 @@ class _Service:
     def __init__(self, node: WebNode) -> None:
         self._node = node
         self._headers = Headers()
-        self._renderers = Renderers(node.config.worker)
+        self._openers = Openers(node.config.worker)
 
     def search(self, request: Request, *, level: Level) -> Response:
         """QIDO-RS."""
@@ -120,7 +120,7 @@ class _Service:
         def body() -> Iterator[bytes]:
             before = b"["
             for instance in instances:
-                yield before + wado.metadata_of(self._renderers, instance, base)
+                yield before + wado.metadata_of(self._openers, instance, base)
                 before = b",\n"
             yield b"]"
 
@@ -158,7 +158,7 @@ class _Service:
         choice = wado.choose_frames(instance.transfer_syntax, _wanted(request), single=len(numbers) == 1)
         if choice is None:
             return fault(406, f"frames are sent as {OCTETS}, or as stored in {instance.transfer_syntax}")
-        parts = (wado.frame_part(self._renderers, instance, number, choice) for number in numbers)
+        parts = (wado.frame_part(self._openers, instance, number, choice) for number in numbers)
         # The first one tells whether there are any, while the status can still say so.
         first = next(parts)
         if choice.is_single:
@@ -182,7 +182,7 @@ class _Service:
         tag = request.path_params["tag"].upper()
         if len(tag) != 8 or any(digit not in "0123456789ABCDEF" for digit in tag):
             return fault(404, "bulk data are named by their tag")
-        answer = self._renderers.ask(do="bulk", path=str(instance.path), tag=tag)
+        answer = self._openers.ask(do="bulk", path=str(instance.path), tag=tag)
         part = wado.part_of(answer, instance, OCTETS)
         if wanted[0].name == OCTETS:
             return StreamingResponse(part.blocks(), media_type=OCTETS, headers=PRIVATE)
@@ -207,7 +207,7 @@ class _Service:
         if len(number) != 1:
             return fault(400, "one frame makes one picture")
         look = wado.look_of(request.query_params, viewport)
-        answer = self._renderers.ask(
+        answer = self._openers.ask(
             do="rendered", path=str(instance.path), index=number[0] - 1, format=kind.removeprefix("image/").upper(),
             window=look.window, viewport=look.viewport, quality=look.quality,
         )  # fmt: skip

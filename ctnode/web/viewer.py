@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from isal import igzip
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -26,10 +26,8 @@ from ctnode.ct.window import PRESETS
 from ctnode.results.canvas import COLOURS, NAMES
 from ctnode.web.context import WebNode
 from ctnode.web.volumes import PLANES, Geometry, NoVolume, Volumes
-from ctnode.words import CtnodeError
 
 PRIVATE: Final = {"Cache-Control": "no-store"}
-_ASSETS: Final = {"viewer.js": "text/javascript", "viewer.css": "text/css"}
 _NAME: Final = re.compile(r"(ct|ct_iso|lungs|lungs_iso)(_[1-9][0-9]?)?")
 _VOLUME: Final = re.compile(r"ct(_[1-9][0-9]?)?\.nii\.gz")
 
@@ -48,19 +46,10 @@ def viewer_routes(node: WebNode) -> list[Route]:
     """Return the routes below the root of the viewer: ``/STUDY/SERIES`` is the page of a series."""
     viewer = _Viewer(node)
     return [
-        Route("/static/{name}", _asset, methods=["GET"]),
         Route("/{study}/{series}", viewer.page, methods=["GET"]),
         Route("/{study}/{series}/r{revision:int}/{name}", viewer.geometry, methods=["GET"]),
         Route("/{study}/{series}/r{revision:int}/{name}/{plane}/{index:int}", viewer.plane, methods=["GET"]),
     ]
-
-
-def _asset(request: Request) -> Response:
-    name = request.path_params["name"]
-    if name not in _ASSETS:
-        return _fault(404, "there is no such file")
-    content = resources.files("ctnode.web").joinpath("static", name).read_bytes()
-    return Response(content, media_type=_ASSETS[name], headers={"Cache-Control": "no-cache"})
 
 
 def _fault(status: int, why: str) -> JSONResponse:
@@ -81,11 +70,8 @@ class _Viewer:
         study, name = request.path_params["study"], request.path_params["series"]
         asked = request.query_params.get("revision", "")
         if asked and not (asked.isascii() and asked.isdigit() and len(asked) < 10):
-            return _fault(400, "revision is a number")
-        try:
-            shown = self._shown(study, name, int(asked) if asked else None)
-        except CtnodeError as error:
-            return _fault(404 if error.exit_code == 1 else 503, error.message)
+            raise HTTPException(400, "a revision is a number")
+        shown = self._shown(study, name, int(asked) if asked else None)
         about = self._about(shown)
         text = self._template.render(
             series=shown.series,

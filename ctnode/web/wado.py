@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from ctnode.web.holdings import Holdings, Instance
 from ctnode.web.media import Media, Part, covers
+from ctnode.web.openers import Answer, Openers, Unrenderable
 from ctnode.web.qido import BadQuery
-from ctnode.web.rendering import Answer, Renderers, Unrenderable
 
 OCTETS: Final = "application/octet-stream"
 _NATIVE: Final = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
@@ -107,15 +107,15 @@ def choose_frames(stored: str, wanted: Sequence[Media], *, single: bool) -> Fram
     return None
 
 
-def frame_part(renderers: Renderers, instance: Instance, number: int, choice: FrameChoice) -> Part:
+def frame_part(openers: Openers, instance: Instance, number: int, choice: FrameChoice) -> Part:
     """Return one frame."""
-    answer = renderers.ask(do="frame", path=str(instance.path), index=number - 1, stored=choice.is_stored)
+    answer = openers.ask(do="frame", path=str(instance.path), index=number - 1, stored=choice.is_stored)
     kind = f"{choice.media_type}; transfer-syntax={answer.fields['transfer_syntax']}"
     return part_of(answer, instance, kind)
 
 
 def part_of(answer: Answer, instance: Instance, content_type: str) -> Part:
-    """Return what a render child gave: bytes, or a place in the file of the instance."""
+    """Return what an opener gave: bytes, or a place in the file of the instance."""
     if "range" not in answer.fields:
         return Part(content_type, content=answer.content)
     offset, length = (int(number) for number in answer.fields["range"])
@@ -124,13 +124,13 @@ def part_of(answer: Answer, instance: Instance, content_type: str) -> Part:
     return Part(content_type, instance.path, offset, length)
 
 
-def metadata_of(renderers: Renderers, instance: Instance, base_url: str) -> bytes:
+def metadata_of(openers: Openers, instance: Instance, base_url: str) -> bytes:
     """Return the header of an instance as DICOM JSON; of one that cannot be opened what the index knows of it."""
     parts = (quote(part, safe="~") for part in (instance.study, instance.series, instance.sop_instance))
     url = "{}/studies/{}/series/{}/instances/{}".format(base_url, *parts)
     split = instance.series if "~" in instance.series else ""
     try:
-        return renderers.ask(do="metadata", path=str(instance.path), url=url, series=split).content
+        return openers.ask(do="metadata", path=str(instance.path), url=url, series=split).content
     except Unrenderable as refused:
         if refused.status == 503:
             raise

@@ -36,6 +36,7 @@ MOST_EXPOSURE = {
     "ctnode.service": 1.5,
     "ctnode-receive.service": 1.5,
     "ctnode-deliver.service": 1.5,
+    "ctnode-web.service": 1.5,
     "ctnode-keep.service": 0.6,
     "ctnode-work@.service": 0.6,
 }

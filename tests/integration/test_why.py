@@ -11,7 +11,7 @@ import pytest
 from ctnode.archive import findings, jobs, outbox, rebuild
 from ctnode.archive.findings import Finding
 from ctnode.cli import main
-from ctnode.cli.why import ranges
+from ctnode.flow.why import ranges
 from ctnode.words import Issue, LungStatus, Severity, VolumeStatus
 from tests.archive_root import SERIES, STUDY, Root, stack
 

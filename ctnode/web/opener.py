@@ -31,7 +31,7 @@ from ctnode.ct.values import significant_bits
 from ctnode.ct.window import Function, Window, apply, views_of
 from ctnode.ops import log
 from ctnode.ops.role import die_with_parent
-from ctnode.web.rendering import LENGTHS
+from ctnode.web.openers import LENGTHS
 from ctnode.words import Refusal
 
 # A binary value over this is fetched by its BulkDataURI (PS3.18 F.2.6).
