@@ -2,6 +2,7 @@
 
 Orders come as JSON lines on standard input. Each answer on standard output is two lengths, a JSON object and raw
 bytes: ``{"ok": {...}}`` or ``{"refused": why, "status": HTTP status}`` with a text that quotes no value.
+Before the first order come two lengths of nought: it is ready.
 """
 
 from __future__ import annotations
@@ -237,6 +238,8 @@ def main() -> int:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Decoders print what they like; only our answers may reach the parent.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    out.write(LENGTHS.pack(0, 0))
+    out.flush()
     for line in sys.stdin:
         fields, content = answer(line)
         head = json.dumps(fields).encode()

@@ -29,6 +29,7 @@ CHILDREN: Final = 2
 # A picture that somebody waits for; worker.timeout_s is for whole series.
 TIMEOUT_S: Final = 30.0
 WAIT_S: Final = 20.0
+START_S: Final = 60.0
 WATCH_S: Final = 0.05
 LARGEST_ANSWER_BYTES: Final = 1 << 28
 _CHUNK_BYTES: Final = 1 << 20
@@ -89,11 +90,15 @@ class Openers:
             if child is not None and child.poll() is not None:
                 _end(child)
                 child = None
-            child = child or self._starter.submit(_start).result()
             try:
+                if child is None:
+                    child = self._starter.submit(_start).result()
+                    # Its imports take most of a second, more on a busy machine: no fault of the object.
+                    self._hear_it_is_ready(child)
                 answer = self._exchange(child, json.dumps(order).encode() + b"\n")
             except BaseException:
-                _end(child)
+                if child is not None:
+                    _end(child)
                 child = None
                 raise
         finally:
@@ -101,6 +106,13 @@ class Openers:
         if "ok" not in answer.fields:
             raise Unrenderable(int(answer.fields["status"]), str(answer.fields["refused"]))
         return Answer(answer.fields["ok"], answer.content)
+
+    def _hear_it_is_ready(self, child: subprocess.Popen[bytes]) -> None:
+        with selectors.DefaultSelector() as ready:
+            assert child.stdout is not None
+            ready.register(child.stdout, selectors.EVENT_READ)
+            began = time.monotonic() + START_S - self._timeout_s
+            self._read(child, ready, LENGTHS.size, began)
 
     def _exchange(self, child: subprocess.Popen[bytes], order: bytes) -> Answer:
         assert child.stdin is not None

@@ -49,6 +49,7 @@ async function plane(name, kind, index, signal) {
     const why = await answer.json().catch(() => ({}));
     throw new Error(why.error || `the node answers ${answer.status}`);
   }
+  if (answer.headers.get("content-type") !== "application/octet-stream") throw new Error("the session has ended: log in again");
   const Type = name.startsWith("lungs") ? Uint8Array : TYPES[state.type];
   const values = new Type(await answer.arrayBuffer());
   kept.set(key, values);
