@@ -408,7 +408,10 @@ function tell() {
   const number = Number.isInteger(found.value) ? String(found.value) : found.value.toFixed(1);
   strong.textContent = `${number.replace("-", "\u2212")} HU`;
   const label = found.label ? ` \u00b7 ${about.labels[found.label]?.name || found.label}` : "";
-  value.append(strong, `${label} \u00b7 ${position(at)} \u00b7 voxel ${at.join(" ")}`);
+  const voxel = document.createElement("span");
+  voxel.className = "voxel";
+  voxel.textContent = ` \u00b7 voxel ${at.join(" ")}`;
+  value.append(strong, `${label} \u00b7 ${position(at)}`, voxel);
 }
 
 function setWindow(center, width) {
