@@ -21,11 +21,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ctnode.archive import catalog, findings
+from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout, parse_series_name
 from ctnode.ct.window import PRESETS
 from ctnode.results.canvas import COLOURS, NAMES
 from ctnode.web.context import WebNode
 from ctnode.web.volumes import PLANES, Geometry, NoVolume, Volumes
+from ctnode.words import NotFound
 
 PRIVATE: Final = {"Cache-Control": "no-store"}
 _NAME: Final = re.compile(r"(ct|ct_iso|lungs|lungs_iso)(_[1-9][0-9]?)?")
@@ -43,9 +45,10 @@ class Shown:
 
 
 def viewer_routes(node: WebNode) -> list[Route]:
-    """Return the routes below the root of the viewer: ``/STUDY/SERIES`` is the page of a series."""
+    """Return the routes below the root of the viewer: ``/STUDY/SERIES`` or ``/ID`` is the page of a series."""
     viewer = _Viewer(node)
     return [
+        Route("/{series_id:int}", viewer.page_of_row, methods=["GET"]),
         Route("/{study}/{series}", viewer.page, methods=["GET"]),
         Route("/{study}/{series}/r{revision:int}/{name}", viewer.geometry, methods=["GET"]),
         Route("/{study}/{series}/r{revision:int}/{name}/{plane}/{index:int}", viewer.plane, methods=["GET"]),
@@ -66,12 +69,18 @@ class _Viewer:
         self._template = environment.get_template("viewer.html")
 
     def page(self, request: Request) -> Response:
-        """Return the page of a series; its volume begins to unpack while the browser reads it."""
-        study, name = request.path_params["study"], request.path_params["series"]
-        asked = request.query_params.get("revision", "")
-        if asked and not (asked.isascii() and asked.isdigit() and len(asked) < 10):
-            raise HTTPException(400, "a revision is a number")
-        shown = self._shown(study, name, int(asked) if asked else None)
+        """Return the page of a series by its name; its volume begins to unpack while the browser reads it."""
+        with self._node.open_database() as database:
+            series = catalog.find(database, request.path_params["series"], study=request.path_params["study"])
+            return self._page(request, self._shown(database, series, _asked_revision(request)))
+
+    def page_of_row(self, request: Request) -> Response:
+        """Return the page of a series by its row in the index."""
+        with self._node.open_database() as database:
+            series = catalog.by_id(database, request.path_params["series_id"])
+            return self._page(request, self._shown(database, series, _asked_revision(request)))
+
+    def _page(self, request: Request, shown: Shown) -> Response:
         about = self._about(shown)
         text = self._template.render(
             series=shown.series,
@@ -115,15 +124,16 @@ class _Viewer:
             raise NoVolume("there is no such volume")
         return _folder(self._node.layout, study, series, request.path_params["revision"]) / f"{name}.nii.gz"
 
-    def _shown(self, study: str, name: str, revision: int | None) -> Shown:
-        with self._node.open_database() as database:
-            series = catalog.find(database, name, study=study)
-            rows = database.rows("SELECT id, n FROM revisions WHERE series_id = ? ORDER BY n DESC", (series.id,))
-            for row in rows:
-                folder = _folder(self._node.layout, study, name, row["n"])
-                if row["n"] == revision or (revision is None and folder.is_dir()):
-                    return Shown(series, row["n"], folder, findings.of_revision(database, row["id"]))
-        return Shown(series, revision or series.revision, Path(), ())
+    def _shown(self, database: Database, series: catalog.Series, revision: int | None) -> Shown:
+        """Return the revision that is asked for, else the newest with a published folder."""
+        rows = database.rows("SELECT id, n FROM revisions WHERE series_id = ? ORDER BY n DESC", (series.id,))
+        for row in rows:
+            folder = _folder(self._node.layout, series.study, series.name, row["n"])
+            if row["n"] == revision or (revision is None and folder.is_dir()):
+                return Shown(series, row["n"], folder, findings.of_revision(database, row["id"]))
+        if revision is not None:
+            raise NotFound(f"series {series.name} has no revision {revision}")
+        return Shown(series, series.revision, Path(), ())
 
     def _about(self, shown: Shown) -> dict[str, Any]:
         """Return what the script has to know: the volumes with their grids, the presets, names and colours of labels.
@@ -163,6 +173,13 @@ def _grids(names: frozenset[str], ending: str) -> list[dict[str, str]]:
         for grid, words in (("", "as scanned"), ("_iso", "resampled"))
         if f"ct{grid}{ending}.nii.gz" in names
     ]
+
+
+def _asked_revision(request: Request) -> int | None:
+    asked = request.query_params.get("revision", "")
+    if asked and not (asked.isascii() and asked.isdigit() and len(asked) < 10):
+        raise HTTPException(400, "a revision is a number")
+    return int(asked) if asked else None
 
 
 def _folder(layout: Layout, study: str, name: str, revision: int) -> Path:

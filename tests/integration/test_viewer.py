@@ -150,6 +150,7 @@ def test_planes_are_the_values_of_the_published_file(chest: Chest) -> None:
 def test_the_page_says_what_it_shows_and_lets_no_word_become_markup(chest: Chest) -> None:
     answer = chest.client.get(PAGE)
     assert answer.status_code == 200
+    assert chest.client.get("/viewer/1").text == answer.text
     assert "volume: EXACT" in answer.text
     about = json.loads(unescape(answer.text.partition('data-about="')[2].partition('"')[0]))
     assert about["geometry"]["shape"] == [96, 96, 40]
@@ -163,7 +164,9 @@ def test_the_page_says_what_it_shows_and_lets_no_word_become_markup(chest: Chest
     ("path", "status"),
     [
         (f"{PAGE}?revision=x", 400),
+        (f"{PAGE}?revision=9", 404),
         (f"/viewer/{STUDY}/1.2.3", 404),
+        ("/viewer/99", 404),
         (f"/viewer/{STUDY}/{quote('<script>', safe='')}", 404),
         (f"{PAGE}/r1/measurements", 404),
         (f"{PAGE}/r1/ct_9", 404),
