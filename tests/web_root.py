@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import uvicorn
+from starlette.types import ASGIApp
 
 from ctnode.archive import catalog, findings, jobs, revisions
 from ctnode.archive.header import read_meta
@@ -80,25 +81,32 @@ class WebRoot(Root):
         """Return the configuration of the node that serves this root."""
         return Config.model_validate({"storage": {"root": str(self.layout.root), "reserve_mb": 0}, "web": web})
 
-    def app(self, **web: object):
+    def app(self, **web: object) -> ASGIApp:
         """Return the whole application, with its guard."""
         return make_app(make_node(self.config(**web)))
 
     @contextmanager
     def served(self, **web: object) -> Iterator[str]:
         """Serve the page on a free port of loopback; yields its address."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = uvicorn.Server(uvicorn.Config(self.app(**web), log_config=None, log_level="critical"))
-            thread = threading.Thread(target=server.run, args=([listener],))
-            thread.start()
-            try:
-                while not server.started:
-                    assert thread.is_alive()
-                    time.sleep(0.01)
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                server.should_exit = True
-                thread.join()
+        with listening(self.app(**web)) as address:
+            yield address
+
+
+@contextmanager
+def listening(app: ASGIApp) -> Iterator[str]:
+    """Serve an application on a free port of loopback; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="critical"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def write_chest(
