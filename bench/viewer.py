@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
 from ctnode.web.shield import POLICY
-from tests.web_root import SERIES, STUDY, WebRoot, listening
+from tests.published_root import SERIES, STUDY, PublishedRoot, listening
 
 CHROMIUM = "/usr/bin/chromium"
 # WebGL2 in software, as in CI and on a server's console.
@@ -99,12 +99,12 @@ def next_plane_ms(browser: Browser, url: str, count: int) -> list[float]:
     return [float(time) for time in times]
 
 
-def published(place: Path, slices: int) -> WebRoot:
+def published(place: Path, slices: int) -> PublishedRoot:
     """Return a root with one published chest."""
     voxels, _, grid = chest((slices, 512, 512), (300.0 / slices, 0.7, 0.7))
     (place / "sent").mkdir()
     files = write_series(place / "sent", voxels, grid, study_uid=STUDY, series_uid=SERIES)
-    root = WebRoot(place / "node")
+    root = PublishedRoot(place / "node")
     root.bring(*files)
     root.process(1)
     return root

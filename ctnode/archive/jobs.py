@@ -271,8 +271,9 @@ _SHOWN: Final = (
 
 def listing(database: Database, *, state: JobState | None = None, limit: int = 100) -> tuple[Job, ...]:
     """Return jobs, newest first."""
-    where = "WHERE jobs.state = ?" if state else ""
-    rows = database.rows(f"{_SHOWN} {where} ORDER BY jobs.id DESC LIMIT ?", (*((state,) if state else ()), limit))
+    # With a constant the planner takes the index of dead jobs.
+    where = f"WHERE jobs.state = '{JobState(state)}'" if state else ""
+    rows = database.rows(f"{_SHOWN} {where} ORDER BY jobs.id DESC LIMIT ?", (limit,))
     return tuple(Job(**{**row, "state": JobState(row["state"])}) for row in rows)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from ctnode import __version__
-from ctnode.cli import associations, commitments, deliveries, files, operate, routes, running, series, verify
+from ctnode.cli import associations, commitments, deliveries, files, operate, routes, running, series, users, verify
 from ctnode.cli.show import Settings
 from ctnode.config import Log
 from ctnode.ops import log
@@ -41,7 +41,7 @@ def cli(context: click.Context, config_file: Path | None) -> None:
     log.configure(Log(level="error"), role="cli")
 
 
-for module in (running, files, operate, series, routes, verify, associations, commitments, deliveries):
+for module in (running, files, operate, series, routes, verify, associations, commitments, deliveries, users):
     module.register(cli)
 
 

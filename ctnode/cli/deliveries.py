@@ -14,6 +14,7 @@ from ctnode.archive.database import Database
 from ctnode.archive.outbox import Delivery
 from ctnode.archive.timeline import iso
 from ctnode.cli.show import Settings, as_json, as_times, print_json, print_table
+from ctnode.flow import operating
 from ctnode.words import DeliveryState, ExitCode, NotFound, WrongState
 
 PAGE = 1000
@@ -106,8 +107,7 @@ def retry_deliveries(settings: Settings, ids: tuple[int, ...], target: str | Non
     wanted = [DeliveryState(state)] if state else [DeliveryState.DEAD, DeliveryState.RETRY]
 
     def again(delivery: Delivery) -> None:
-        outbox.requeue(database, delivery.id, "by the operator")
-        lanes.hurry(database, delivery.lane)
+        operating.retry_delivery(database, delivery, operating.COMMAND)
 
     _each(database, ids, target, wanted, again, "tried again")
 
@@ -121,7 +121,7 @@ def cancel_deliveries(settings: Settings, ids: tuple[int, ...], target: str | No
     _, _, database = settings.writing()
 
     def give_up(delivery: Delivery) -> None:
-        outbox.cancel(database, delivery.id, "cancelled by the operator")
+        operating.cancel_delivery(database, delivery, operating.COMMAND)
 
     _each(database, ids, target, [DeliveryState.PENDING, DeliveryState.RETRY], give_up, "cancelled")
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -18,12 +16,10 @@ from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, act_as_owner, as_json, pairs, print_json, print_table
 from ctnode.flow.doctor import examine
+from ctnode.flow.operating import neighbour, neighbours
 from ctnode.ops.durable import is_locked, lock
 from ctnode.ops.role import read_reports
 from ctnode.words import ExitCode, NotFound, Unavailable, WrongState
-
-if TYPE_CHECKING:
-    from ctnode.wire.sender import EchoResult
 
 BACKUP_WAIT_S = 600.0
 
@@ -202,25 +198,11 @@ def _restore(layout: Layout, source: Path) -> None:
 @click.pass_obj
 def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: bool) -> None:
     """Ask a peer or target by NAME whether it is there: latency, what it accepts, TLS."""
-    from ctnode.flow.carrier import carrier_of
-    from ctnode.wire.sender import Destination
-    from ctnode.wire.sender import echo as verify
-
     config = settings.config()
-    known: dict[str, Callable[[], EchoResult]] = {
-        p.name: partial(
-            verify, Destination(p.name, p.ae_title, p.host, p.port), config.node.ae_title, config.delivery.timeout_s
-        )
-        for p in config.peers
-        if p.port is not None
-    }
-    carriers = {target.name: carrier_of(config, target.name) for target in config.targets if target.kind != "sender"}
-    known |= {name: carrier.ping for name, carrier in carriers.items() if carrier is not None}
-    chosen = list(known) if everybody else [one for one in known if one == name]
+    chosen = neighbours(config) if everybody else {name or "": neighbour(config, name)}
     if not chosen:
-        names = ", ".join(known) or "none is configured with a port"
-        raise NotFound(f"no peer or target {name or ''}".rstrip(), hint=f"known: {names}")
-    results = {one: known[one]() for one in chosen}
+        raise NotFound("no peer or target", hint="none is configured with a port")
+    results = {one: ask() for one, ask in chosen.items()}
     if json_wanted:
         print_json([{"name": one, **asdict(result)} for one, result in results.items()])
     for one, result in [] if json_wanted else results.items():

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from ctnode.archive import catalog, jobs, outbox, revisions, timeline
+from ctnode.archive import catalog, jobs, outbox, timeline
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, as_json, as_times, pairs, print_json, print_table
 from ctnode.cli.why import why_series
+from ctnode.flow import operating
 from ctnode.words import JobState, RevisionState
 
 _study = click.option("--study", help="StudyInstanceUID, where several studies hold the series.")
@@ -101,7 +102,7 @@ def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
     """Run the pipeline on a series again; lifts a hold."""
     _, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
-    revision = revisions.requeue(database, record.id)
+    revision = operating.requeue(database, record.id, operating.COMMAND)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}")
 
 
@@ -114,7 +115,7 @@ def hold_series(settings: Settings, uid: str, study: str | None, reason: str) ->
     """Keep a series from being processed; it goes on receiving, and what is queued already goes on."""
     _, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
-    revision = revisions.hold(database, record.id, reason or "by the operator")
+    revision = operating.hold(database, record.id, reason, operating.COMMAND)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, held")
 
 
@@ -126,7 +127,7 @@ def release_series(settings: Settings, uid: str, study: str | None) -> None:
     """Lift a hold; the series goes on from where it was."""
     _, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
-    revision = revisions.release(database, record.id)
+    revision = operating.release(database, record.id, operating.COMMAND)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, no longer held")
 
 
@@ -138,7 +139,7 @@ def complete_series(settings: Settings, uid: str, study: str | None) -> None:
     """Say that all of a series has come, instead of waiting."""
     _, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
-    revision = revisions.tell_complete(database, record.id)
+    revision = operating.complete(database, record.id, operating.COMMAND)
     click.echo(f"{record.name}: revision {revision.n} waits no longer")
 
 
@@ -172,7 +173,7 @@ def list_jobs(settings: Settings, state: str | None, limit: int, json_wanted: bo
 def retry_job(settings: Settings, job: int) -> None:
     """Queue a DEAD, DONE or cancelled job again, with its counts anew."""
     _, _, database = settings.writing()
-    revision = revisions.requeue(database, jobs.series_of(database, job))
+    revision = operating.retry_job(database, job, operating.COMMAND)
     click.echo(f"job {job}: revision {revision.n} is {revision.state}")
 
 
@@ -182,7 +183,7 @@ def retry_job(settings: Settings, job: int) -> None:
 def cancel_job(settings: Settings, job: int) -> None:
     """Cancel a job; its series stays stored."""
     _, _, database = settings.writing()
-    jobs.cancel(database, job)
+    operating.cancel_job(database, job, operating.COMMAND)
     click.echo(f"job {job}: CANCELLED")
 
 

@@ -208,12 +208,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Import the settled files named on standard input; one JSON line says what became of each."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=Path, required=True)
-    root = parser.parse_args(arguments).root
+    parser.add_argument("--door", default="inbox")
+    parsed = parser.parse_args(arguments)
+    root = parsed.root
     paths = [Path(line) for line in json.load(sys.stdin)]
     layout = Layout(root, root / "results")
     for path in paths:
         try:
-            answer = _import_and_remove(layout, path)
+            answer = _import_and_remove(layout, path, parsed.door)
         except StorageError as error:
             sys.stdout.write(json.dumps({"retry": error.message}) + "\n")
             return 1
@@ -222,11 +224,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _import_and_remove(layout: Layout, path: Path) -> dict[str, object]:
+def _import_and_remove(layout: Layout, path: Path, door: str) -> dict[str, object]:
     """Import one file; it is removed when something of it was imported and nothing refused."""
     counts = dict.fromkeys(Outcome, 0)
     reasons: list[str] = []
-    for imported in import_paths(layout, [path], door="inbox"):
+    for imported in import_paths(layout, [path], door=door):
         counts[imported.outcome] += 1
         if imported.reason and len(reasons) < REASON_LIMIT:
             reasons.append(f"{imported.name}: {imported.reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ctnode.web.context import WebNode
+from ctnode.web.deeds import DEEDS, ask, do
 from ctnode.web.guard import CSRF_FIELD, principal_of, set_cookie
 from ctnode.web.rendering import Renderer
 from ctnode.web.sessions import COOKIE
@@ -78,7 +79,30 @@ def action_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
         response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
         return response
 
-    return [Route("/login", login, methods=["GET", "POST"]), Route("/logout", logout, methods=["POST"])]
+    async def deed(request: Request) -> Response:
+        form = await read_own_form(node, request)
+        kind, verb, number = (request.path_params[name] for name in ("kind", "verb", "number"))
+        who = principal_of(request)
+        if who is None or verb not in DEEDS.get(kind, {}):
+            raise HTTPException(404, "nothing of this kind can be done")
+        words = await asyncio.to_thread(do, node, kind, verb, number, who, form.get("reason", ""))
+        back = _own_path(form.get("back", "/"))
+        return RedirectResponse(f"{back}{'&' if '?' in back else '?'}said={quote(words)}", 303)
+
+    async def echo(request: Request) -> Response:
+        await read_own_form(node, request)
+        who = principal_of(request)
+        assert who is not None
+        name = request.path_params["name"]
+        result = await asyncio.to_thread(ask, node, name, who)
+        return renderer.page(request, "echo.html", name=name, result=result)
+
+    return [
+        Route("/login", login, methods=["GET", "POST"]),
+        Route("/logout", logout, methods=["POST"]),
+        Route("/act/{kind}/{number:int}/{verb}", deed, methods=["POST"]),
+        Route("/echo/{name}", echo, methods=["POST"]),
+    ]
 
 
 def _own_path(path: str) -> str:

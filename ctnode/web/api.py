@@ -2,25 +2,244 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from dataclasses import asdict
+from typing import Any, Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from ctnode.flow.why import as_times
+from ctnode.archive import associations, browse, catalog, jobs, outbox
+from ctnode.archive.browse import Listed
+from ctnode.archive.trouble import Trouble, trouble
+from ctnode.flow.why import as_times, why, why_as_json
+from ctnode.web import results
 from ctnode.web.context import WebNode
-from ctnode.web.overview import overview
+from ctnode.web.deeds import DEEDS, REASON_LIMIT, ask, do
+from ctnode.web.guard import Principal, principal_of
+from ctnode.web.live import Rates
+from ctnode.web.openapi import Call, Parameter, describe, items, record
+from ctnode.web.overview import Overview, overview
+from ctnode.web.pages import filter_of, key_of, result_file
+from ctnode.web.results import Result
+from ctnode.web.upload import UPLOAD_PATH, Uploaded, Uploads
+from ctnode.wire.sender import EchoResult
+from ctnode.words import DeliveryState, JobState, RevisionState, Verdict
 
-ROOT = "/api/v1"
+ROOT: Final = "/api/v1"
+LIMIT: Final = 500
+_LIMIT: Final = Parameter("limit", f"at most so many, up to {LIMIT}", "integer")
+_TEXT: Final = {"type": "string"}
+_NEXT: Final = {"anyOf": [{"type": "integer"}, {"type": "null"}], "description": "the key of the next page"}
+_WORDS: Final = {"type": "object", "required": ["done"], "properties": {"done": _TEXT}}
 
 
 def api_routes(node: WebNode) -> list[BaseRoute]:
-    """Return the API."""
+    """Return the API with its description."""
+    calls = [*_reading(node), *_acting(node)]
+    description = describe(calls)
+
+    async def openapi(_: Request) -> JSONResponse:
+        return JSONResponse(description)
+
+    return [
+        *(Route(call.path, call.handler, methods=[call.method]) for call in calls),
+        Route(f"{ROOT}/openapi.json", openapi),
+    ]
+
+
+def _many(request: Request) -> int:
+    return min(LIMIT, max(1, key_of(request, "limit", browse.PAGE)))
+
+
+def _one_of(request: Request, name: str, words: Any) -> Any:
+    text = request.query_params.get(name, "")
+    if text and text not in {str(word) for word in words}:
+        raise HTTPException(400, f"{name} is none of {', '.join(map(str, words))}")
+    return words(text) if text else None
+
+
+def _reading(node: WebNode) -> list[Call]:
+    """Return what a program can ask."""
 
     def now(_: Request) -> JSONResponse:
         with node.open_database() as database:
             seen = overview(node.config, node.layout, database)
-        return JSONResponse({**as_times(asdict(seen)), "rates": asdict(node.live.rates())})
+        return JSONResponse({**_plain(seen), "rates": asdict(node.live.rates())})
 
-    return [Route(f"{ROOT}/now", now)]
+    def series(request: Request) -> JSONResponse:
+        for name, words in (("state", RevisionState), ("verdict", Verdict)):
+            _one_of(request, name, words)
+        with node.open_database() as database:
+            page = browse.series(
+                database, filter_of(request), before=key_of(request, "before", browse.NEWEST), limit=_many(request)
+            )
+        return JSONResponse({"items": [_plain(line) for line in page.lines], "before": page.before})
+
+    def one(request: Request) -> JSONResponse:
+        with node.open_database() as database:
+            told = why(database, node.layout, catalog.by_id(database, request.path_params["series_id"]))
+        return JSONResponse({"id": told.series.id, **why_as_json(told)})
+
+    def files(request: Request) -> JSONResponse:
+        with node.open_database() as database:
+            record_ = catalog.by_id(database, request.path_params["series_id"])
+        found = results.listed(results.folder_of(node.layout, record_, request.path_params["revision"]))
+        return JSONResponse({"items": [asdict(one) for one in found]})
+
+    def file(request: Request) -> Response:
+        with node.open_database() as database:
+            record_ = catalog.by_id(database, request.path_params["series_id"])
+        return result_file(node, record_, request.path_params["revision"], request.path_params["name"])
+
+    def job_list(request: Request) -> JSONResponse:
+        state = _one_of(request, "state", JobState)
+        with node.open_database() as database:
+            found = jobs.listing(database, state=state, limit=_many(request))
+        return JSONResponse({"items": [_plain(job) for job in found]})
+
+    def deliveries(request: Request) -> JSONResponse:
+        state = _one_of(request, "state", DeliveryState)
+        target, after, many = request.query_params.get("to") or None, key_of(request, "after", 0), _many(request)
+        with node.open_database() as database:
+            found = outbox.listed(database, target=target, state=state, after=after, limit=many)
+        following = found[-1].id if len(found) == many else None
+        return JSONResponse({"items": [_plain(delivery) for delivery in found], "after": following})
+
+    def association_list(request: Request) -> JSONResponse:
+        calling = request.query_params.get("ae") or None
+        with node.open_database() as database:
+            found = associations.listing(database, calling_ae=calling, since=0.0, limit=_many(request))
+        return JSONResponse({"items": [as_times(row) for row in found]})
+
+    def association(request: Request) -> JSONResponse:
+        with node.open_database() as database:
+            return JSONResponse(as_times(associations.show(database, request.path_params["name"])))
+
+    def problems(_: Request) -> JSONResponse:
+        with node.open_database() as database:
+            return JSONResponse(_plain(trouble(database)))
+
+    before = Parameter("before", "only series under this key", "integer")
+    after = Parameter("after", "only deliveries over this number", "integer")
+    association_record = {"type": "object", "required": ["association", "calling_ae", "peer_address", "series"]}
+    life = {"type": "object", "required": ["id", "study", "series", "associations", "evidence", "revisions"]}
+    return [
+        Call("GET", f"{ROOT}/now", "What happens now.", now, record(Overview, more={"rates": record(Rates)})),
+        Call(
+            "GET", f"{ROOT}/series", "Series, the newest first, page by page.", series,
+            items(record(Listed), more={"before": _NEXT}),
+            (
+                Parameter("q", "a UID or its beginning, an AE title, or the name of a peer"),
+                Parameter("state", "only this state", words=tuple(map(str, RevisionState))),
+                Parameter("verdict", "only this verdict", words=tuple(map(str, Verdict))),
+                Parameter("modality", "only this modality"),
+                Parameter("flag", "only what is held or flagged", words=("held", "flagged")),
+                before, _LIMIT,
+            ),
+        ),
+        Call("GET", f"{ROOT}/series/{{series_id:int}}", "The whole life of a series.", one, life),
+        Call(
+            "GET", f"{ROOT}/series/{{series_id:int}}/results/{{revision:int}}", "The published files of a revision.",
+            files, items(record(Result)),
+        ),
+        Call(
+            "GET", f"{ROOT}/series/{{series_id:int}}/results/{{revision:int}}/{{name}}", "One published file.", file,
+            None,
+        ),
+        Call(
+            "GET", f"{ROOT}/jobs", "Jobs, the newest first.", job_list, items(record(jobs.Job)),
+            (Parameter("state", "only this state", words=tuple(map(str, JobState))), _LIMIT),
+        ),
+        Call(
+            "GET", f"{ROOT}/deliveries", "What is owed to destinations, the oldest first.", deliveries,
+            items(record(outbox.Delivery), more={"after": _NEXT}),
+            (
+                Parameter("to", "only for this target"),
+                Parameter("state", "only this state", words=tuple(map(str, DeliveryState))), after, _LIMIT,
+            ),
+        ),
+        Call(
+            "GET", f"{ROOT}/associations", "Associations, the newest first.", association_list,
+            items(association_record), (Parameter("ae", "only of this calling AE title"), _LIMIT),
+        ),
+        Call(
+            "GET", f"{ROOT}/associations/{{name}}", "One association with its contexts.", association,
+            association_record,
+        ),
+        Call("GET", f"{ROOT}/problems", "What will not get better by itself.", problems, record(Trouble)),
+    ]  # fmt: skip
+
+
+def _acting(node: WebNode) -> list[Call]:
+    """Return what a program can do; each needs the role operate."""
+    uploads = Uploads(node)
+
+    def deed(kind: str, verb: str) -> Call:
+        async def act(request: Request) -> JSONResponse:
+            reason = await _reason(request) if verb == "hold" else ""
+            number = request.path_params["number"]
+            return JSONResponse({"done": await asyncio.to_thread(do, node, kind, verb, number, _who(request), reason)})
+
+        body = {"type": "object", "properties": {"reason": {"type": "string", "maxLength": REASON_LIMIT}}}
+        meaning = f"{verb.capitalize()}: as the command `ctnode {kind} {verb}`."
+        return Call(
+            "POST", f"{ROOT}/{kind}/{{number:int}}/{verb}", meaning, act, _WORDS, body=body if verb == "hold" else None
+        )
+
+    def echo(request: Request) -> JSONResponse:
+        return JSONResponse(asdict(ask(node, request.path_params["name"], _who(request))))
+
+    async def upload(request: Request) -> JSONResponse:
+        taken = await uploads.take(request)
+        node.log.info("operator acted", what="upload", instances=taken.imported, reason=_who(request).name)
+        return JSONResponse(asdict(taken))
+
+    return [
+        *(deed(kind, verb) for kind, verbs in DEEDS.items() for verb in verbs),
+        Call(
+            "POST", f"{ROOT}/echo/{{name}}", "Ask a peer or target whether it is there.", echo, record(EchoResult)
+        ),
+        Call(
+            "POST", UPLOAD_PATH, "One DICOM file or zip as the body, as if it had been sent.", upload, record(Uploaded),
+            body="application/octet-stream",
+        ),
+    ]  # fmt: skip
+
+
+def _who(request: Request) -> Principal:
+    who = principal_of(request)
+    assert who is not None, "the guard lets nobody through without a name"
+    return who
+
+
+async def _reason(request: Request) -> str:
+    body = await request.body()
+    if not body:
+        return ""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        raise HTTPException(400, "the body is no JSON") from None
+    reason = content.get("reason", "") if isinstance(content, dict) else None
+    if not isinstance(reason, str):
+        raise HTTPException(400, "reason is no text")
+    return reason
+
+
+def _plain(record_: Any) -> dict[str, Any]:
+    """Return a frozen record as JSON, its times and those of all in it as ISO 8601."""
+    ready = _ready(asdict(record_))
+    assert isinstance(ready, dict)
+    return ready
+
+
+def _ready(value: Any) -> Any:
+    if isinstance(value, dict):
+        # Counters of roles are no records of ours: there only numbers can be times.
+        times = {key: inner for key, inner in value.items() if inner is None or isinstance(inner, float)}
+        return {key: _ready(inner) for key, inner in {**value, **as_times(times)}.items()}
+    return [_ready(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -21,6 +21,7 @@ from ctnode.web.api import api_routes
 from ctnode.web.context import WebNode
 from ctnode.web.cors import DICOMWEB, Cors
 from ctnode.web.dicomweb import dicomweb_routes
+from ctnode.web.events import event_routes
 from ctnode.web.guard import PROGRAMS, Guard, cookie_secure
 from ctnode.web.health import health_routes
 from ctnode.web.pages import page_routes
@@ -42,6 +43,7 @@ def routes(node: WebNode) -> list[BaseRoute]:
     return [
         *health_routes(node),
         *page_routes(node, renderer),
+        *event_routes(node),
         *action_routes(node, renderer),
         *api_routes(node),
         Mount(DICOMWEB, routes=dicomweb_routes(node)),
@@ -59,6 +61,7 @@ def make_app(node: WebNode) -> ASGIApp:
             HTTPException: _answer(node),
             CtnodeError: _answer(node),
             sqlite3.Error: _answer(node),
+            OverflowError: _answer(node),
             Exception: _answer(node),
         },
     )
@@ -96,6 +99,8 @@ def _told(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, HTTPException):
         hints = {404: "it may have been removed, or the index was rebuilt", 405: ""}
         return error.status_code, str(error.detail), hints.get(error.status_code, "")
+    if isinstance(error, OverflowError):
+        return 404, "no such number", ""
     if isinstance(error, sqlite3.Error):
         return 503, "the index cannot be read at the moment", "try again; `ctnode doctor` looks into it"
     return 500, "something went wrong in the page", "the log of the web role names it"

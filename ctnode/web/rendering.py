@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +16,12 @@ from starlette.responses import HTMLResponse
 
 from ctnode import __version__
 from ctnode.archive.timeline import iso
+from ctnode.flow.why import ranges
 from ctnode.web.context import WebNode
 from ctnode.web.guard import principal_of
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
+_SAID: Final = re.compile(r"(revision|job|delivery) [0-9]+(: revision [0-9]+)? (is [a-z ]+|waits no longer)")
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -35,7 +38,7 @@ class Renderer:
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            when=when, iso=iso, bytes=in_bytes, number=number, ago=ago, uid_name=uid_name, lasted=lasted
+            when=when, iso=iso, bytes=in_bytes, number=number, ago=ago, uid_name=uid_name, lasted=lasted, ranges=ranges
         )
         self._templates.globals.update(version=__version__, ae_title=node.config.node.ae_title)
 
@@ -43,9 +46,20 @@ class Renderer:
         """Return a page; ``who`` is who asks, None on the public ones."""
         who = principal_of(request)
         text = self._templates.get_template(template).render(
-            who=who, path=request.url.path, is_open=self._node.users.is_open, **values
+            who=who,
+            path=request.url.path,
+            here=f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path,
+            said=_said(request.query_params.get("said", "")),
+            is_open=self._node.users.is_open,
+            has_viewer=any(getattr(route, "path", "").startswith("/viewer") for route in request.app.routes),
+            **values,
         )
         return HTMLResponse(text)
+
+
+def _said(text: str) -> str:
+    """Return what an action answered; nobody else's words are put into the page by a link."""
+    return text if _SAID.fullmatch(text) else ""
 
 
 def when(seconds: float | None) -> str:

@@ -64,6 +64,8 @@ class Shield:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                if scope["path"].startswith("/static/"):
+                    headers.setdefault("cache-control", "no-cache")
                 for name, value in {**SECURITY_HEADERS, **self._extra}.items():
                     headers.setdefault(name, value)
             await send(message)

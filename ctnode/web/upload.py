@@ -1,7 +1,113 @@
-"""Files through the front door from a browser: streamed to a file of the root, imported by a child."""
+"""Files through the front door from a browser: streamed to a file of the root, imported by a child.
+
+A foreign file is untrusted: this process writes its bytes down and reads none of them.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+import json
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from ctnode.web.context import WebNode
+from ctnode.words import StorageError
 
 UPLOAD_PATH: Final = "/api/v1/upload"
+DOOR: Final = "upload"
+AT_ONCE: Final = 2
+IMPORT_LIMIT_S: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """What became of one upload: how many objects are in the journal now, and why others are not."""
+
+    imported: int
+    reasons: tuple[str, ...]
+
+
+class Uploads:
+    """The uploads of one node, a few at a time."""
+
+    def __init__(self, node: WebNode) -> None:
+        self._node = node
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    async def take(self, request: Request) -> Uploaded:
+        """Write the body down and import it; it is durable in the journal when this returns.
+
+        Raises
+        ------
+        StorageError
+            If the storage takes nothing.
+        HTTPException
+            If the sender left (400), or the body is larger than it may be (413).
+        """
+        async with self._places:
+            with tempfile.TemporaryDirectory(prefix="upload-", dir=self._node.layout.run) as folder:
+                path = Path(folder) / "upload"
+                await self._write(request, path)
+                return await self._import(path)
+
+    async def _write(self, request: Request, path: Path) -> None:
+        limit = self._node.config.web.max_upload_mb << 20
+        count = 0
+        try:
+            with path.open("wb") as file:
+                async for piece in request.stream():
+                    count += len(piece)
+                    if count > limit:
+                        raise HTTPException(413, f"more than {limit >> 20} MB are not taken here")
+                    await asyncio.to_thread(_append, file, piece)
+        except ClientDisconnect:
+            raise HTTPException(400, "the upload was broken off; nothing of it was taken") from None
+        if not count:
+            raise HTTPException(400, "the upload is empty")
+
+    async def _import(self, path: Path) -> Uploaded:
+        layout = self._node.layout
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "ctnode.flow.importing", "--root", str(layout.root), "--door", DOOR,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            said, _ = await asyncio.wait_for(process.communicate(json.dumps([str(path)]).encode()), IMPORT_LIMIT_S)
+        except (TimeoutError, asyncio.CancelledError):
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
+        answer = _parse(said)
+        if "retry" in answer:
+            raise StorageError("the storage takes nothing at the moment", hint="see `ctnode doctor`")
+        reasons = answer.get("reasons")
+        shown = [str(one).replace(str(path), "upload") for one in reasons] if isinstance(reasons, list) else []
+        return Uploaded(int(str(answer.get("imported", 0))), tuple(shown) or _silent(answer))
+
+
+def _append(file: IO[bytes], piece: bytes) -> None:
+    try:
+        file.write(piece)
+    except OSError as error:
+        raise StorageError(f"storage failed: {error.strerror}", hint="see `ctnode doctor`") from error
+
+
+def _silent(answer: dict[str, object]) -> tuple[str, ...]:
+    return () if answer else ("the file ended its reader; nothing of it was taken",)
+
+
+def _parse(said: bytes) -> dict[str, object]:
+    lines = said.splitlines()
+    try:
+        answer = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from ctnode.ct.window import LUNG, apply
 from tests.archive_root import Image as Bare
 from tests.archive_root import element, opened, put
-from tests.web_root import SERIES, STUDY, WebRoot, recoded, write_chest
+from tests.published_root import SERIES, STUDY, PublishedRoot, recoded, write_chest
 
 pytestmark = pytest.mark.integration
 
@@ -32,7 +32,7 @@ class Archive:
     """What the tests of this module ask: one study with results, one of another patient, one hostile file."""
 
     def __init__(self, place: Path) -> None:
-        self.root = WebRoot(place / "node")
+        self.root = PublishedRoot(place / "node")
         self.files, self.voxels, self.grid = write_chest(place / "sent", edit=named)
         self.root.bring(*self.files)
         self.results = self.root.process(1)
@@ -263,7 +263,7 @@ class Hostile(Bare):
 
 
 def test_split_series_replaced_bytes_and_hostile_headers_are_told_apart(tmp_path: Path) -> None:
-    root = WebRoot(tmp_path / "node")
+    root = PublishedRoot(tmp_path / "node")
     root.hold(Bare("1.2.3.1.1", number="1"))
     root.hold(Bare("1.2.3.1.1", number="2"))
     root.hold(Bare("1.2.3.1.2", patient="P2"))
@@ -296,7 +296,7 @@ def test_an_object_beyond_its_limits_ends_its_opener_and_the_next_one_is_served(
 
     pipe = tmp_path / "never.dcm"
     os.mkfifo(pipe)
-    root = WebRoot(tmp_path / "node")
+    root = PublishedRoot(tmp_path / "node")
     root.hold(Bare("1.2.3.1.1"))
     (stored,) = root.layout.store.rglob("*.dcm")
     openers = Openers(Worker(timeout_s=1.0), children=1)

@@ -20,7 +20,7 @@ from ctnode.ct.window import PRESETS, apply
 from ctnode.results.nifti import write_nifti
 from ctnode.web.volumes import NoVolume, Unpacked, Volumes
 from tests.phantom_series import GRADIENT, ramp
-from tests.web_root import SERIES, STUDY, WebRoot, write_chest
+from tests.published_root import SERIES, STUDY, PublishedRoot, write_chest
 
 pytestmark = pytest.mark.integration
 
@@ -120,7 +120,7 @@ class Chest:
     """A chest with published results, and the page of its node."""
 
     def __init__(self, place: Path) -> None:
-        self.root = WebRoot(place / "node")
+        self.root = PublishedRoot(place / "node")
         files, self.voxels, self.grid = write_chest(place / "sent")
         self.root.bring(*files)
         self.folder = self.root.process(1)
@@ -183,7 +183,7 @@ def test_what_is_not_there_is_said_to_be_missing(chest: Chest, path: str, status
 
 
 def test_a_series_without_a_volume_says_why(tmp_path: Path) -> None:
-    root = WebRoot(tmp_path / "node")
+    root = PublishedRoot(tmp_path / "node")
     files, _, _ = write_chest(tmp_path / "sent")
     root.bring(files[0])
     answer = TestClient(root.app(), base_url="http://127.0.0.1").get(PAGE)

@@ -1,0 +1,94 @@
+"""What can be done from page and API: the same functions as the commands call, each with the name of who asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ctnode.archive import catalog, outbox
+from ctnode.archive.database import Database
+from ctnode.flow import operating
+from ctnode.web.context import WebNode
+from ctnode.web.guard import Principal
+from ctnode.wire.sender import EchoResult
+
+REASON_LIMIT: Final = 200
+
+_Deed = Callable[[Database, int, str, str], str]
+
+
+def _requeue(database: Database, number: int, by: str, _reason: str) -> str:
+    return f"revision {operating.requeue(database, number, by).n} is queued"
+
+
+def _hold(database: Database, number: int, by: str, reason: str) -> str:
+    return f"revision {operating.hold(database, number, reason, by).n} is held"
+
+
+def _release(database: Database, number: int, by: str, _reason: str) -> str:
+    return f"revision {operating.release(database, number, by).n} is no longer held"
+
+
+def _complete(database: Database, number: int, by: str, _reason: str) -> str:
+    return f"revision {operating.complete(database, number, by).n} waits no longer"
+
+
+def _retry_job(database: Database, number: int, by: str, _reason: str) -> str:
+    return f"job {number}: revision {operating.retry_job(database, number, by).n} is queued"
+
+
+def _cancel_job(database: Database, number: int, by: str, _reason: str) -> str:
+    operating.cancel_job(database, number, by)
+    return f"job {number} is cancelled"
+
+
+def _retry_delivery(database: Database, number: int, by: str, _reason: str) -> str:
+    delivery = outbox.get(database, number)
+    with database.immediate():
+        operating.retry_delivery(database, delivery, by)
+    return f"delivery {number} is tried again"
+
+
+def _cancel_delivery(database: Database, number: int, by: str, _reason: str) -> str:
+    delivery = outbox.get(database, number)
+    with database.immediate():
+        operating.cancel_delivery(database, delivery, by)
+    return f"delivery {number} is cancelled"
+
+
+# What is acted on, and the verbs for it; each verb is a command as well.
+DEEDS: Final[Mapping[str, Mapping[str, _Deed]]] = {
+    "series": {"requeue": _requeue, "hold": _hold, "release": _release, "complete": _complete},
+    "jobs": {"retry": _retry_job, "cancel": _cancel_job},
+    "deliveries": {"retry": _retry_delivery, "cancel": _cancel_delivery},
+}
+
+
+def do(node: WebNode, kind: str, verb: str, number: int, who: Principal, reason: str = "") -> str:
+    """Carry out one deed and return what became of it.
+
+    Raises
+    ------
+    NotFound, WrongState
+        If there is no such object, or its state does not allow it.
+    """
+    by = f"{who.name} on the page"
+    with node.open_for_writing() as database:
+        if kind == "series":
+            catalog.by_id(database, number)
+        words = DEEDS[kind][verb](database, number, by, reason.strip()[:REASON_LIMIT])
+    node.log.info("operator acted", what=f"{kind} {verb}", job=number, reason=who.name)
+    return words
+
+
+def ask(node: WebNode, name: str, who: Principal) -> EchoResult:
+    """Ask a peer or target whether it is there.
+
+    Raises
+    ------
+    NotFound
+        If none has this name.
+    """
+    result = operating.neighbour(node.config, name)()
+    node.log.info("operator acted", what="echo", target=name, reason=who.name)
+    return result
