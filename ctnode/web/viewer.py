@@ -26,6 +26,7 @@ from ctnode.archive.layout import Layout, parse_series_name
 from ctnode.ct.window import PRESETS
 from ctnode.results.canvas import COLOURS, NAMES
 from ctnode.web.context import WebNode
+from ctnode.web.cors import DICOMWEB
 from ctnode.web.volumes import PLANES, Geometry, NoVolume, Volumes
 from ctnode.words import NotFound
 
@@ -149,8 +150,10 @@ class _Viewer:
                 geometry = _as_json(self._volumes.open(shown.folder / f"ct{endings[0]}.nii.gz").geometry)
             except NoVolume:
                 volumes = []
+        study, name = quote(shown.series.study, safe=""), quote(shown.series.name, safe="~")
         return {
-            "base": f"{quote(shown.series.study, safe='')}/{quote(shown.series.name, safe='~')}/r{shown.revision}",
+            "base": f"{study}/{name}/r{shown.revision}",
+            "originals": f"{DICOMWEB}/studies/{study}/series/{name}",
             "volumes": volumes,
             "geometry": geometry,
             "presets": [{"name": one.name, "center": one.center_hu, "width": one.width_hu} for one in PRESETS.values()],

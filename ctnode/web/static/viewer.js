@@ -124,6 +124,8 @@ class View {
       try {
         const wishes = [plane(grid.ct, this.kind, index, loading.signal)];
         if (needsLungs) wishes.push(plane(grid.lungs, this.kind, index, loading.signal));
+        // When the first is dropped nobody waits for the second any more.
+        for (const wish of wishes) wish.catch(() => {});
         // The CT is shown as soon as it is there, its lungs when they come.
         ct = await wishes[0];
         if (state.grid === grid && this.index === index) {
@@ -520,4 +522,27 @@ function begin() {
   load(grids[0].volume, grids[0].grid, about.geometry).catch((error) => say(error.message));
 }
 
+// ---- originals as pictures, where there is no volume ---------------------------------------------------------------
+
+async function beginStack() {
+  const answer = await fetch(`${about.originals}/instances`, { headers: { accept: "application/dicom+json" } });
+  if (!answer.ok) return;
+  const number = (hit) => hit["00200013"]?.Value?.[0] ?? 0;
+  const hits = (await answer.json()).sort((one, other) => number(one) - number(other));
+  if (!hits.length) return;
+  const picture = $("original"), slider = $("number");
+  const show = () => {
+    const uid = hits[slider.value]["00080018"].Value[0];
+    picture.src = `${about.originals}/instances/${encodeURIComponent(uid)}/rendered?viewport=1024,1024`;
+    $("caption").textContent = `original ${Number(slider.value) + 1} of ${hits.length}, as its header says`;
+  };
+  picture.addEventListener("error", () => { $("caption").textContent += ": it has no picture"; });
+  slider.max = hits.length - 1;
+  slider.value = Math.floor(hits.length / 2);
+  slider.addEventListener("input", show);
+  $("stack").hidden = false;
+  show();
+}
+
 if (about.volumes.length) begin();
+else beginStack();
