@@ -30,7 +30,7 @@ _GROUPS: Final = ("Alphabetic", "Ideographic", "Phonetic")
 
 def tag_of(name: str) -> int | None:
     """Return the tag of a keyword or of eight hexadecimal digits; None for anything that cannot be asked for."""
-    tag = int(name, 16) if _TAG.fullmatch(name) else tag_for_keyword(name)
+    tag = int(name, 16) if _TAG.fullmatch(name) else tag_for_keyword(name) if name else None
     return tag if tag is not None and vr_of(tag) in _READABLE else None
 
 

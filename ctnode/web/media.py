@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_PARAMETER: Final = re.compile(r';\s*([\w-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;,\s]*)')
-_RANGE: Final = re.compile(
-    r'\s*([\w*+.-]+/[\w*+.-]+)((?:\s*;\s*[\w-]+\s*=\s*(?:"(?:[^"\\]|\\.)*"|[^;,\s]*))*)\s*(?:,|$)'
-)
+_MEDIA: Final = re.compile(r"[\w*+.-]+/[\w*+.-]+")
 _CHUNK_BYTES: Final = 1 << 18
 _HEADER_LIMIT: Final = 2048
 
@@ -39,17 +36,30 @@ class Media:
 def accepted(header: str) -> list[Media]:
     """Return what an Accept header names, best first; what cannot be read is left out, nothing means anything."""
     found = []
-    for match in _RANGE.finditer(header[:_HEADER_LIMIT]):
-        parameters = {name.lower(): value.strip('"') for name, value in _PARAMETER.findall(match[2])}
-        quality = parameters.pop("q", "1")
+    for piece in _split(header[:_HEADER_LIMIT], ","):
+        name, *settings = (part.strip() for part in _split(piece, ";"))
+        pairs = (setting.partition("=") for setting in settings)
+        parameters = {key.strip().lower(): value.strip().strip('"') for key, _, value in pairs}
         try:
-            weight = float(quality)
+            weight = float(parameters.pop("q", "1"))
         except ValueError:
             weight = 1.0
-        if weight > 0:
-            found.append((weight, Media(match[1].lower(), parameters)))
+        if weight > 0 and _MEDIA.fullmatch(name):
+            found.append((weight, Media(name.lower(), parameters)))
     # Sorting keeps the order of equals.
     return [media for _, media in sorted(found, key=lambda one: -one[0])] or ([] if header.strip() else [ANYTHING])
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at separators outside quotes, in one pass: the header is a stranger's."""
+    parts, quoted, begin = [], False, 0
+    for at, letter in enumerate(text):
+        if letter == '"':
+            quoted = not quoted
+        elif letter == separator and not quoted:
+            parts.append(text[begin:at])
+            begin = at + 1
+    return [*parts, text[begin:]]
 
 
 ANYTHING: Final = Media("*/*", {})
