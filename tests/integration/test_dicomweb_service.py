@@ -17,6 +17,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from ctnode.ct.window import LUNG, apply
+from ctnode.web.users import Role, token_line
 from tests.archive_root import Image as Bare
 from tests.archive_root import element, opened, put
 from tests.published_root import SERIES, STUDY, PublishedRoot, recoded, write_chest
@@ -242,6 +243,25 @@ def test_other_origins_read_only_where_they_are_allowed_and_only_with_a_token(ar
     assert "access-control-allow-credentials" not in answer.headers
     assert "access-control-allow-origin" not in stranger.headers
     assert "access-control-allow-origin" not in page.headers
+
+
+def test_with_users_only_a_token_opens_dicomweb_and_the_viewer(archive: Archive, tmp_path: Path) -> None:
+    line, token = token_line("ohif", Role.VIEW)
+    (tmp_path / "users").write_text(line + "\n")
+    (tmp_path / "users").chmod(0o600)
+    app = archive.root.app(users=str(tmp_path / "users"))
+    client = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False)
+    one = instance_of(archive, 0)
+    paths = [f"/dicom-web{path}" for path in ("/studies", one, f"{one}/metadata", f"{one}/frames/1", f"{one}/rendered")]
+
+    strangers = [client.get(path) for path in paths]
+    page = client.get(f"/viewer/{STUDY}/{SERIES}")
+    plane = client.get(f"/viewer/{STUDY}/{SERIES}/r1/ct/axial/0")
+    known = client.get(paths[0], headers={"Authorization": f"Bearer {token}"})
+
+    assert [answer.status_code for answer in strangers] == [401] * len(paths)
+    assert page.status_code == plane.status_code == 303
+    assert known.status_code == 200
 
 
 def deep(levels: int) -> bytes:
