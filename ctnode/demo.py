@@ -91,7 +91,7 @@ def show(directory: Path | None, *, keep: bool, slices: int) -> int:
             arrived = _await_deliveries(index, found, seconds)
             _say(node, pacs, index, found, seconds)
         if keep:
-            _stay(port)
+            _stay(port, _page(node))
     is_good = sent == len(files) and arrived and all(series.state is not RevisionState.FAILED for series in found)
     return ExitCode.OK if is_good else ExitCode.FINDINGS
 
@@ -239,8 +239,15 @@ def _say(node: _Site, pacs: _Site, index: Database, found: Sequence[catalog.Seri
     click.echo("research use only, not a medical device")
 
 
-def _stay(port: int) -> None:
-    click.echo(f"the node runs on at 127.0.0.1:{port}; Ctrl-C ends it")
+def _page(site: _Site) -> str:
+    """Return where the page of a node is, empty if it has none."""
+    found = [report.counters.get("port") for report in read_reports(site.layout.run) if report.role == "web"]
+    return f"http://127.0.0.1:{found[0]}" if found and found[0] else ""
+
+
+def _stay(port: int, page: str) -> None:
+    where = f", its page at {page}" if page else ""
+    click.echo(f"the node runs on at 127.0.0.1:{port}{where}; Ctrl-C ends it")
     try:
         signal.pause()
     except KeyboardInterrupt:

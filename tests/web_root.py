@@ -25,7 +25,7 @@ class Site:
 
     def __init__(self, place: Path, **sections: Any) -> None:
         self.root = Root(place / "node")
-        self.config = Config.model_validate({"storage": {"root": str(place / "node")}, **sections})
+        self.config = Config.model_validate({"storage": {"root": str(place / "node"), "reserve_mb": 1}, **sections})
         self.node: WebNode = make_node(self.config)
         self.client = self.browser()
 

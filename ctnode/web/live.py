@@ -87,8 +87,9 @@ class Live:
         """Return the version of the index, and what each open association has brought."""
         try:
             with Database(self._layout.database, readonly=True) as database:
-                rows = database.execute("SELECT name, instances FROM associations WHERE how = '' LIMIT 200").fetchall()
-                # The change counter of the file's header and of the WAL: another connection's data_version tells less.
+                rows = database.execute(
+                    "SELECT name, instances + duplicates FROM associations WHERE how = '' LIMIT 200"
+                ).fetchall()
                 return _version(self._layout), dict(rows)
         except (sqlite3.Error, CtnodeError):
             return 0, {}

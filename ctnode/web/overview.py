@@ -21,7 +21,7 @@ STALE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class OpenAssociation:
-    """An association under way; ``instances`` as far as they are settled."""
+    """An association under way; ``instances`` as far as they are settled, resends among them."""
 
     name: str
     door: str
@@ -137,8 +137,8 @@ def overview(config: Config, layout: Layout, database: Database) -> Overview:
 
 def _associations(database: Database) -> tuple[OpenAssociation, ...]:
     rows = database.rows(
-        "SELECT name, door, calling_ae, peer, peer_address, opened_at, instances FROM associations"
-        " WHERE how = '' ORDER BY id DESC LIMIT ?",
+        "SELECT name, door, calling_ae, peer, peer_address, opened_at, instances + duplicates AS instances"
+        " FROM associations WHERE how = '' ORDER BY id DESC LIMIT ?",
         (SHOWN,),
     )
     return tuple(OpenAssociation(**row) for row in rows)

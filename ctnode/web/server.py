@@ -18,6 +18,7 @@ from ctnode.ops.role import Role
 from ctnode.web.access import require_access
 from ctnode.web.app import make_app
 from ctnode.web.context import WebNode, make_node
+from ctnode.web.upload import sweep
 from ctnode.wire.listener import listening_address
 from ctnode.words import ExitCode, Unavailable
 
@@ -71,6 +72,7 @@ def serve(config: Config, role: Role, reload: Callable[[], Config]) -> int:
         address, port = listener.getsockname()[:2]
         require_access(config, str(address))
         node = make_node(config)
+        sweep(node.layout)
         current = _Current(make_app(node))
         server = _Loop(_settings(config, current), node)
         thread = threading.Thread(target=server.run, args=([listener],), name="page")

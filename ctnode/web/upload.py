@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 from contextlib import suppress
@@ -17,7 +18,9 @@ from typing import IO, Final
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from ctnode.archive.layout import Layout
 from ctnode.web.context import WebNode
+from ctnode.web.overview import disks
 from ctnode.words import StorageError
 
 UPLOAD_PATH: Final = "/api/v1/upload"
@@ -32,6 +35,12 @@ class Uploaded:
 
     imported: int
     reasons: tuple[str, ...]
+
+
+def sweep(layout: Layout) -> None:
+    """Remove what an earlier process left of uploads that it did not finish."""
+    for folder in layout.run.glob("upload-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Uploads:
@@ -52,10 +61,20 @@ class Uploads:
             If the sender left (400), or the body is larger than it may be (413).
         """
         async with self._places:
+            self._require_room(request)
             with tempfile.TemporaryDirectory(prefix="upload-", dir=self._node.layout.run) as folder:
                 path = Path(folder) / "upload"
                 await self._write(request, path)
                 return await self._import(path)
+
+    def _require_room(self, request: Request) -> None:
+        """Refuse what would take the room that is kept for the receiver."""
+        length = request.headers.get("content-length", "0")
+        announced = int(length) if length.isdigit() else 0
+        for disk in disks(self._node.config, self._node.layout)[:1]:
+            # Once as it comes, once as it is kept.
+            if disk.is_low or disk.free_bytes - 2 * announced <= disk.reserve_bytes:
+                raise StorageError("there is not room enough for this upload", hint="free space, see `ctnode doctor`")
 
     async def _write(self, request: Request, path: Path) -> None:
         limit = self._node.config.web.max_upload_mb << 20

@@ -38,8 +38,8 @@ def fill(index: Database) -> None:
             (f"1.2.{number % 9}.{number}",),
         )
         index.insert(
-            "INSERT INTO series (study_id, uid, split, modality, patient_key, frame_of_reference, rows, columns, first_at,"
-            " last_at, hold) VALUES (?, ?, 1, ?, '', '', 1, 1, ?, 0, ?)",
+            "INSERT INTO series (study_id, uid, split, modality, patient_key, frame_of_reference, rows, columns,"
+            " first_at, last_at, hold) VALUES (?, ?, 1, ?, '', '', 1, 1, ?, 0, ?)",
             (number, f"9.8.{number}", "MR" if number == 3 else "CT", number, "x" if number == 5 else ""),
         )
         index.execute(

@@ -217,6 +217,15 @@ def test_an_upload_goes_through_the_front_door(site: Site) -> None:
     assert not list(site.root.layout.run.glob("upload-*"))
 
 
+def test_an_upload_does_not_take_the_room_of_the_receiver(tmp_path: Path) -> None:
+    site = Site(tmp_path, storage={"root": str(tmp_path / "node"), "reserve_mb": 1 << 30})
+    answer = site.client.post(f"{API}/upload", content=b"x", headers={"x-csrf-token": site.csrf()})
+    assert answer.status_code == 507
+    assert "room" in answer.json()["error"]
+    assert not list(site.root.layout.run.glob("upload-*"))
+    site.close()
+
+
 # ------------------------------------------------------------------------------------------------------------ API
 
 

@@ -255,7 +255,7 @@ def test_every_answer_carries_the_policy(site: Site) -> None:
         assert headers["x-content-type-options"] == "nosniff", path
         assert "default-src 'none'" in headers["content-security-policy"], path
         assert "unsafe" not in headers["content-security-policy"], path
-        assert headers["referrer-policy"] == "no-referrer", path
+        assert headers["referrer-policy"] == "same-origin", path
 
 
 # ------------------------------------------------------------------------------------------------- where it may be
