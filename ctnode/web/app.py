@@ -19,6 +19,8 @@ from starlette.types import ASGIApp
 from ctnode.web.actions import action_routes
 from ctnode.web.api import api_routes
 from ctnode.web.context import WebNode
+from ctnode.web.cors import DICOMWEB, Cors
+from ctnode.web.dicomweb import dicomweb_routes
 from ctnode.web.events import event_routes
 from ctnode.web.guard import PROGRAMS, Guard, cookie_secure
 from ctnode.web.health import health_routes
@@ -26,6 +28,7 @@ from ctnode.web.pages import page_routes
 from ctnode.web.rendering import Renderer
 from ctnode.web.shield import BODY_LIMIT_BYTES, Shield
 from ctnode.web.upload import UPLOAD_PATH
+from ctnode.web.viewer import viewer_routes
 from ctnode.words import ConfigError, CtnodeError, NotFound, StorageError, Unavailable, WrongState
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -43,6 +46,8 @@ def routes(node: WebNode) -> list[BaseRoute]:
         *event_routes(node),
         *action_routes(node, renderer),
         *api_routes(node),
+        Mount(DICOMWEB, routes=dicomweb_routes(node)),
+        Mount("/viewer", routes=viewer_routes(node)),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
 
@@ -51,7 +56,7 @@ def make_app(node: WebNode) -> ASGIApp:
     """Return the application, shielded and guarded."""
     inner = Starlette(
         routes=routes(node),
-        middleware=[Middleware(Guard, node=node)],
+        middleware=[Middleware(Cors, origins=node.config.web.origins), Middleware(Guard, node=node)],
         exception_handlers={
             HTTPException: _answer(node),
             CtnodeError: _answer(node),
