@@ -94,6 +94,8 @@ class Situation:
         What is worth telling and changes nothing.
     is_told
         Whether the operator said that it is complete.
+    is_all_there
+        Whether it came only by imports, of which each took all that there was.
     """
 
     silent_s: float
@@ -110,6 +112,7 @@ class Situation:
     discontinued: str = ""
     asked: str = ""
     notes: tuple[str, ...] = ()
+    is_all_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,7 @@ def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float
     if situation.asked:
         # The end of a question that got no answer rings no bell.
         return Wait(min(HELD_LOOK_S, left_s), f"the answer of {situation.asked} to what it holds is awaited")
-    if holes := describe_holes(situation):
+    if not situation.is_all_there and (holes := describe_holes(situation)):
         # A series beside it may bring what an acquisition still lacks.
         until_s = max(situation.quiet_s, HELD_LOOK_S) if situation.acquisitions else left_s
         return Wait(min(until_s, left_s), f"what is missing may still come: {'; '.join(holes)}")

@@ -22,6 +22,8 @@ from ctnode.flow.completion import AT_ONCE, Decision, Feeder, Situation, Wait, d
 from ctnode.flow.policy import Policy, policy_of, sender_of
 from ctnode.words import EvidenceKind
 
+# The door of `ctnode import`, behind which nobody sends more.
+IMPORT: Final = "import"
 # So long a question may take from the end of the quiet time to its row.
 PLAN_S: Final = 15.0
 
@@ -243,12 +245,14 @@ class WaitingRoom:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
         feeders, aborted = [], 0
-        for association_id, how in self.database.execute(
-            "SELECT fed.association_id, a.how FROM association_series AS fed"
+        doors: set[str] = set()
+        for association_id, how, door in self.database.execute(
+            "SELECT fed.association_id, a.how, a.door FROM association_series AS fed"
             " JOIN associations AS a ON a.id = fed.association_id WHERE fed.series_id = ?",
             (revision.series_id,),
         ).fetchall():
             aborted += how in {"aborted", "lost"}
+            doors.add(door)
             association = opened.get(association_id)
             if association is not None:
                 heard_at = self._heard[association_id].at
@@ -258,6 +262,7 @@ class WaitingRoom:
         content = counts.of_series(self.database, revision.series_id)
         modality = catalog.by_id(self.database, revision.series_id).modality
         return Situation(
+            is_all_there=doors == {IMPORT},
             silent_s=silent_s,
             waited_s=now - wait.renewed,
             quiet_s=revision.quiet_s,

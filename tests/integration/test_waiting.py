@@ -223,6 +223,19 @@ def test_what_is_missing_by_the_headers_is_waited_for_and_no_longer_once_it_is_t
     assert (ripe.decision.verdict, ripe.decision.rule) == (Verdict.LIKELY, "quiet time")
 
 
+def test_nothing_more_is_waited_for_behind_an_import(watch: Watch) -> None:
+    broken = [image for image in stack(6) if image.number != "4"]
+    with watch.root.spool.open_association(replace(opened(), door="import")) as journal:
+        for image in broken:
+            put(journal, image)
+    watch.turn()
+    (ripe,) = watch.go(QUIET_S + 1)
+    assert (ripe.decision.verdict, ripe.decision.rule) == (Verdict.SUSPECT, "quiet time")
+    watch.root.push(stack(7)[6:])
+    watch.turn()
+    assert watch.go(60.0, step=1.0) == [], "now somebody sends, too"
+
+
 def test_what_never_comes_ends_with_the_longest_wait_across_a_restart(watch: Watch) -> None:
     watch.root.push(image for image in stack(6) if image.number != "4")
     watch.turn()

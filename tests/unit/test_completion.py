@@ -70,6 +70,7 @@ GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
             Verdict.SUSPECT,
         ),
         ("a slice is missing, and so is its number", {"positions_mm": GAPPED, "numbers": HOLED}, None),
+        ("imported, a slice is missing", {"positions_mm": GAPPED, "is_all_there": True}, Verdict.SUSPECT),
         ("quiet, but a number is missing", {"numbers": HOLED}, None),
         ("a number is missing for the longest wait", {"numbers": HOLED, "waited_s": 900.0}, Verdict.SUSPECT),
         ("quiet, numbers begin with 5", {"numbers": tuple(range(5, 25))}, Verdict.LIKELY),
