@@ -42,16 +42,23 @@ def _is_lost(database: Database, layout: Layout, path: str) -> bool:
 
 def check_removals(database: Database, layout: Layout) -> Iterator[str]:
     """Yield each breach among what was deleted and what is going."""
-    for identity in database.execute(
-        "SELECT series_id, sop_instance FROM tombstones JOIN instances USING (series_id, sop_instance, digest,"
-        " transfer_syntax)"
-    ):
-        yield f"instance {identity[1]} of series {identity[0]} is there and has a tombstone"
-    for series_id, kept, counted in database.execute(
-        "SELECT series_id, deleted, count(*) FROM tombstones JOIN series ON series.id = series_id GROUP BY series_id"
-    ):
-        if kept != counted:
-            yield f"series {series_id} says that {kept} images were deleted, its tombstones are {counted}"
+    last = 0
+    while rows := database.execute(
+        "SELECT id, deleted FROM series WHERE id > ? ORDER BY id LIMIT ?", (last, STEP)
+    ).fetchall():
+        last = rows[-1][0]
+        for series_id, deleted in rows:
+            # A short statement for each series: see ``_paths``.
+            counted, there = database.execute(
+                "SELECT count(*), count(instances.id) FROM tombstones LEFT JOIN instances"
+                " USING (series_id, sop_instance, digest, transfer_syntax) WHERE tombstones.series_id = ?",
+                (series_id,),
+            ).fetchone()
+            now = database.execute("SELECT deleted FROM series WHERE id = ?", (series_id,)).fetchone()
+            if counted != deleted and now == (deleted,):
+                yield f"series {series_id} says that {deleted} images were deleted, its tombstones are {counted}"
+            if there:
+                yield f"{there} instances of series {series_id} are there and have tombstones"
     for folder in layout.results.glob(f"*/*/{GONE}*"):
         identifier = folder.name.rpartition("-")[2]
         is_open = database.execute("SELECT 1 FROM removals WHERE id = ? AND ended_at IS NULL", (identifier,)).fetchone()

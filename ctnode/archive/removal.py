@@ -76,7 +76,7 @@ def step(database: Database, layout: Layout, removal: Removal) -> None:
             return
         database.execute(
             "INSERT OR IGNORE INTO going (instance_id, removal_id) SELECT id, ? FROM instances WHERE series_id = ?"
-            " ORDER BY id LIMIT ?",
+            " LIMIT ?",
             (removal.id, removal.series_id, STEP_FILES),
         )
     crash_point("retention.marked")

@@ -55,13 +55,10 @@ def of_series(database: Database, series_id: int, *, limit: int = -1) -> tuple[T
 def add(database: Database, series_id: int, stones: Sequence[Tombstone]) -> None:
     """Put tombstones into the index, inside the current transaction."""
     database.connection.executemany(
-        f"INSERT OR REPLACE INTO tombstones (series_id, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO tombstones (series_id, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [(series_id, *asdict(stone).values()) for stone in stones],
     )
-    database.execute(
-        "UPDATE series SET deleted = (SELECT count(*) FROM tombstones WHERE series_id = series.id) WHERE id = ?",
-        (series_id,),
-    )
+    database.execute("UPDATE series SET deleted = deleted + ? WHERE id = ?", (len(stones), series_id))
 
 
 def drop(database: Database, series_id: int, stone: Tombstone) -> None:

@@ -267,6 +267,26 @@ def test_the_end_at_any_step_is_rolled_forward(
     assert root.breaches() == []
 
 
+def test_what_must_not_be_among_what_was_deleted_is_found(root: Root) -> None:
+    done(root, *stack(3))
+    retain(root)
+    with root.database.immediate():
+        root.database.execute("DELETE FROM tombstones WHERE sop_instance = ?", (f"{SERIES}.1",))
+    assert root.breaches() == ["series 1 says that 3 images were deleted, its tombstones are 2"]
+    left = root.layout.results / STUDY / SERIES / ".gone-r1-77"
+    left.mkdir(parents=True)
+    assert any(".gone-r1-77" in breach for breach in root.breaches())
+    left.rmdir()
+    root.hold(*stack(1))
+    with root.database.immediate():
+        root.database.execute("UPDATE series SET deleted = deleted + 1")
+        root.database.execute(
+            "INSERT INTO tombstones SELECT series_id, sop_instance, digest, transfer_syntax, id, revision, bytes, 0, ''"
+            " FROM instances"
+        )
+    assert "1 instances of series 1 are there and have tombstones" in root.breaches()
+
+
 def test_a_step_removes_no_more_than_so_many_files(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "STEP_FILES", 2)
     done(root, *stack(7), results=False)
