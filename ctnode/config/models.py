@@ -200,6 +200,7 @@ class Outputs(Section):
     )
     sr: bool = Field(default=True, description="sr.dcm, DICOM SR TID 1500 with the numbers; needs seg")
     report: bool = Field(default=True, description="report.dcm: a Secondary Capture page with pictures and numbers")
+    document: bool = Field(default=False, description="document.dcm: the page of report.dcm as Encapsulated PDF")
     derived: bool = Field(
         default=False, description="derived.zip: the volume of ct_iso as a series of CT images in the source's study"
     )
@@ -355,7 +356,7 @@ RELOADABLE: Final = frozenset(
         "lungs.fill_structures", "lungs.structures", "lungs.closing_mm", "lungs.dilation_mm", "lungs.least_share_pct",
         "lungs.most_share_pct", "outputs.iso", "outputs.lungs", "outputs.preview",
         "outputs.mpr", "outputs.histogram", "outputs.surface", "outputs.seg", "outputs.sr", "outputs.report",
-        "outputs.derived", "outputs.window",
+        "outputs.document", "outputs.derived", "outputs.window",
         "outputs.png16", "outputs.array", "outputs.array_clip_hu", "outputs.array_mean", "outputs.descriptions",
         "delivery.first_retry_s", "delivery.max_retry_s", "delivery.give_up_days",
         "delivery.timeout_s", "delivery.proof_wait_s", "delivery.late_s", "commitment.patience_s", "inbox.settle_s",

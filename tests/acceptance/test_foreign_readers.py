@@ -118,7 +118,8 @@ def test_an_archive_shows_them_in_the_study_of_the_images(results: list[Result],
 
 EVERYTHING = (
     "outputs.png16=true", "outputs.derived=true", "outputs.array=float16", "outputs.descriptions=true",
-    "lungs.structures=true", "pipeline.labels=one-hot", "pipeline.interpolation=cubic", "pipeline.spacing_mm=2.5",
+    "lungs.structures=true", "outputs.document=true",
+    "pipeline.labels=one-hot", "pipeline.interpolation=cubic", "pipeline.spacing_mm=2.5",
 )  # fmt: skip
 
 
@@ -137,7 +138,14 @@ def test_another_run_writes_the_same_bytes(tmp_path: Path, part: str, settings: 
     names = {file.name for file in first.folder.iterdir()}
     assert names == RESULTS if "outputs.seg=labelmap" not in settings else names > RESULTS
     if "outputs.seg=labelmap" in settings:
-        assert names >= {"slices.zip", "derived.zip", "ct_norm.npy", "ct_norm.json", "lungs_structures.nii.gz"}
+        assert names >= {
+            "slices.zip",
+            "derived.zip",
+            "document.dcm",
+            "ct_norm.npy",
+            "ct_norm.json",
+            "lungs_structures.nii.gz",
+        }
         assert pydicom.dcmread(first.folder / "seg.dcm", stop_before_pixels=True).SegmentationType == "LABELMAP"
     assert names == {file.name for file in second.folder.iterdir()}
     for name in names - {"ct.json"}:

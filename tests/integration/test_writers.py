@@ -99,7 +99,7 @@ def test_a_key_that_is_off_keeps_its_module_from_being_imported(added):
 
 
 def test_every_writer_has_the_three_names():
-    every = writers.wanted_writers(Outputs(png16=True, array="float32", derived=True))
+    every = writers.wanted_writers(Outputs(png16=True, array="float32", derived=True, document=True))
     assert len(every) == len(writers.names())
     for writer in every:
         assert isinstance(writer.AFTER, Stage)
