@@ -63,6 +63,7 @@ class Machine(RuleBasedStateMachine):
         self.excused: set[str] = set()
         self.judged = 0
         self.told = 0
+        self.late = 0
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
@@ -98,6 +99,31 @@ class Machine(RuleBasedStateMachine):
             image = Image(f"{series}.{number}", series=series, position=2.5 * number, pixels=pixels)
             self.world.put(journal, image)
             self._acknowledge(image)
+
+    @rule(series=SERIES, count=SLICES, is_listed=st.booleans(), is_claimed=st.booleans())
+    def a_series_comes_and_is_quiet(self, series: str, count: int, is_listed: bool, is_claimed: bool) -> None:
+        """Reach what single steps rarely do: something that is complete, with a job that waits or runs."""
+        for number in range(1, count + 1):
+            self.one_association_a_slice(series, number)
+        if is_listed:
+            self.a_step_is_performed(series, set(range(1, count)) or {1}, "COMPLETED")
+        self.time_passes(1.0)
+        self.time_passes(11.0)
+        if is_claimed:
+            self.a_worker_claims()
+
+    @rule(series=SERIES, is_claimed=st.booleans())
+    def a_late_slice_comes_and_is_settled(self, series: str, is_claimed: bool) -> None:
+        self.late += 1
+        image = Image(f"{series}.9{self.late}", series=series, position=2.5 * (9 + self.late))
+        journal = self.world.open()
+        self.world.put(journal, image)
+        journal.close("released")
+        self._acknowledge(image)
+        self.time_passes(2.0)
+        if is_claimed:
+            self.a_worker_claims()
+        self.time_passes(61.0)
 
     @rule(series=SERIES, number=SLICES)
     def one_association_a_slice(self, series: str, number: int) -> None:
@@ -349,7 +375,7 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=int(os.environ.get("CTNODE_TEST_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("CTNODE_TEST_EXAMPLES", "50")),
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
