@@ -81,7 +81,7 @@ def test_every_command_that_may_take_long_says_how_far_it_is(
         assert not isinstance(done.exception, Exception), done.exception
         return done.stderr
 
-    assert "verify: 3 of 3 files" in said("verify")
+    assert "verify: 3 of 3 originals" in said("verify")
     assert "verify:" not in said("verify", "--json")
     assert "import: 4 files" in said("import", str(tmp_path / "series-1"))
     assert "backup:" in said("backup", str(tmp_path / "copy.db"))
