@@ -10,6 +10,7 @@ const LETTERS = { axial: ["R", "L", "A", "P"], coronal: ["R", "L", "S", "I"], sa
 const TYPES = { int16: Int16Array, float32: Float32Array, uint8: Uint8Array };
 const KEPT_BYTES = 192 << 20;
 const AHEAD = 6;
+const CANVAS = { alpha: false, willReadFrequently: true };
 
 const state = {
   grid: null, shape: [1, 1, 1], spacing: [1, 1, 1], matrix: [], type: "int16",
@@ -75,7 +76,8 @@ class View {
     this.axis = PLANES[this.kind];
     [this.across, this.down] = AXES[this.kind];
     this.canvas = section.querySelector("canvas");
-    this.context = this.canvas.getContext("2d", { alpha: false });
+    // Kept in main memory: a browser without a graphics card takes seconds for what a processor draws at once.
+    this.context = this.canvas.getContext("2d", CANVAS);
     this.slider = section.querySelector("input");
     this.where = section.querySelector(".where");
     this.picture = document.createElement("canvas");
@@ -84,6 +86,7 @@ class View {
     this.shown = -1;
     this.loading = null;
     this.ahead = null;
+    this.waiting = 0;
     this.direction = 1;
     ["left", "right", "top", "bottom"].forEach((side, place) => {
       section.querySelector(`.letter.${side}`).textContent = LETTERS[this.kind][place];
@@ -103,7 +106,7 @@ class View {
     this.shown = -1;
     this.picture.width = this.columns;
     this.picture.height = this.rows;
-    this.pixels = this.picture.getContext("2d", { alpha: false }).createImageData(this.columns, this.rows);
+    this.pixels = this.picture.getContext("2d", CANVAS).createImageData(this.columns, this.rows);
     this.words = new Uint32Array(this.pixels.data.buffer);
     this.words.fill(0xff000000);
   }
@@ -179,7 +182,7 @@ class View {
       }
     }
     if (state.lungs && this.labels) this.tint(this.labels);
-    this.picture.getContext("2d").putImageData(this.pixels, 0, 0);
+    this.picture.getContext("2d", CANVAS).putImageData(this.pixels, 0, 0);
   }
 
   // A breath of colour inside.
@@ -204,16 +207,26 @@ class View {
       path.moveTo(x, y);
       path.lineTo(toX, toY);
     };
-    for (let row = 0, at = 0; row < rows; row++) {
-      for (let column = 0; column < columns; column++, at++) {
-        const label = labels[at];
-        if (!label) continue;
-        if (row === 0 || labels[at - columns] !== label) line(label, column, row, column + 1, row);
-        if (row === rows - 1 || labels[at + columns] !== label) line(label, column, row + 1, column + 1, row + 1);
-        if (column === 0 || labels[at - 1] !== label) line(label, column, row, column, row + 1);
-        if (column === columns - 1 || labels[at + 1] !== label) line(label, column + 1, row, column + 1, row + 1);
+    const get = (row, column) => (row < 0 || column < 0 || row >= rows || column >= columns ? 0 : labels[row * columns + column]);
+    // Runs of edges along rows, then along columns, each one line.
+    const trace = (outer, inner, label, add) => {
+      for (let lane = 0; lane < outer; lane++) {
+        for (const side of [0, 1]) {
+          let begun = -1, of = 0;
+          for (let at = 0; at <= inner; at++) {
+            const here = at < inner ? label(lane, at) : 0;
+            const edge = here && label(lane + (side ? 1 : -1), at) !== here ? here : 0;
+            if (edge === of) continue;
+            if (of) add(of, lane + side, begun, at);
+            begun = at;
+            of = edge;
+          }
+        }
       }
-    }
+    };
+    trace(rows, columns, get, (label, y, from, to) => line(label, from, y, to, y));
+    const across = (column, row) => get(row, column);
+    trace(columns, rows, across, (label, x, from, to) => line(label, x, from, x, to));
     return this.paths;
   }
 
@@ -244,7 +257,13 @@ class View {
     return { x: place[0], y: place[1], width: size[0], height: size[1], scale };
   }
 
+  // However much changes between two frames of the screen, the plane is drawn once.
   draw() {
+    if (this.waiting) return;
+    this.waiting = requestAnimationFrame(() => { this.waiting = 0; this.drawNow(); });
+  }
+
+  drawNow() {
     if (!this.values) return;
     const ratio = window.devicePixelRatio || 1;
     const box = this.canvas.getBoundingClientRect();
