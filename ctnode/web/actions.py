@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ctnode.web.context import WebNode
-from ctnode.web.deeds import DEEDS, ask, do
+from ctnode.web.deeds import DEEDS, ask, do, note_login
 from ctnode.web.guard import CSRF_FIELD, principal_of, set_cookie
 from ctnode.web.rendering import Renderer
 from ctnode.web.sessions import COOKIE
@@ -61,11 +61,13 @@ def action_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
         if user is None:
             node.sessions.failed(address)
             node.log.warning("login failed", address=address)
+            await asyncio.to_thread(note_login, node, "", address)
             answer = renderer.page(request, "login.html", next=wanted, words="name or password is wrong")
             answer.status_code = 401
             return answer
         node.sessions.succeeded(address)
         node.log.info("logged in", address=address, reason=user.name)
+        await asyncio.to_thread(note_login, node, user.name, address)
         response = RedirectResponse(_own_path(form.get("next", wanted)), 303)
         set_cookie(response, node, node.sessions.open(user.name, node.config.web.session_s))
         return response

@@ -24,6 +24,7 @@ from ctnode.web.dicomweb import dicomweb_routes
 from ctnode.web.events import event_routes
 from ctnode.web.guard import PROGRAMS, Guard, cookie_secure
 from ctnode.web.health import health_routes
+from ctnode.web.metrics import metrics_routes
 from ctnode.web.pages import page_routes
 from ctnode.web.rendering import Renderer
 from ctnode.web.shield import BODY_LIMIT_BYTES, Shield
@@ -42,6 +43,7 @@ def routes(node: WebNode) -> list[BaseRoute]:
     renderer = Renderer(node)
     return [
         *health_routes(node),
+        *metrics_routes(node),
         *page_routes(node, renderer),
         *event_routes(node),
         *action_routes(node, renderer),

@@ -8,6 +8,7 @@ from typing import Final
 from ctnode.archive import catalog, outbox
 from ctnode.archive.database import Database
 from ctnode.flow import operating
+from ctnode.ops import audit
 from ctnode.web.context import WebNode
 from ctnode.web.guard import Principal
 from ctnode.wire.sender import EchoResult
@@ -73,10 +74,21 @@ def do(node: WebNode, kind: str, verb: str, number: int, who: Principal, reason:
         If there is no such object, or its state does not allow it.
     """
     by = f"{who.name} on the page"
+    studies: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
     with node.open_for_writing() as database:
         if kind == "series":
-            catalog.by_id(database, number)
+            found = catalog.by_id(database, number)
+            studies, series = (found.study,), (found.uid,)
         words = DEEDS[kind][verb](database, number, by, reason.strip()[:REASON_LIMIT])
+    event = audit.Event.INSTANCES_ACCESSED if series else audit.Event.APPLICATION_ACTIVITY
+    _note(
+        node,
+        audit.Record(
+            event, audit.Action.UPDATE, who.name, f"{verb} {kind}", studies=studies, series=series,
+            reference="" if series else str(number),
+        ),
+    )  # fmt: skip
     node.log.info("operator acted", what=f"{kind} {verb}", job=number, reason=who.name)
     return words
 
@@ -90,5 +102,17 @@ def ask(node: WebNode, name: str, who: Principal) -> EchoResult:
         If none has this name.
     """
     result = operating.neighbour(node.config, name)()
+    _note(node, audit.Record(audit.Event.APPLICATION_ACTIVITY, audit.Action.EXECUTE, who.name, "echo", target=name))
     node.log.info("operator acted", what="echo", target=name, reason=who.name)
     return result
+
+
+def note_login(node: WebNode, name: str, address: str) -> None:
+    """Write a login into the audit trail, or with an empty name one that failed: what was typed is not repeated."""
+    outcome = audit.Outcome.SUCCESS if name else audit.Outcome.MINOR_FAILURE
+    event, action = audit.Event.USER_AUTHENTICATION, audit.Action.EXECUTE
+    _note(node, audit.Record(event, action, name or "unknown", "login", outcome, source=address))
+
+
+def _note(node: WebNode, record: audit.Record) -> None:
+    audit.note(node.layout.root, record, enabled=node.config.audit.enabled)

@@ -318,3 +318,10 @@ def test_without_an_index_pages_say_so(tmp_path: Path) -> None:
     answers: dict[str, Any] = {path: site.client.get(path) for path in ("/", f"{API}/series")}
     assert {one.status_code for one in answers.values()} == {503}
     assert "start the node once" in answers["/"].text
+
+
+def test_metrics_are_those_of_the_command(site: Site) -> None:
+    site.root.hold(*stack(3))
+    answer = site.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert 'ctnode_instances_total{door="network",peer="unknown"} 3.0' in answer.text, answer.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.testclient import TestClient
 
 from ctnode.cli import cli
 from ctnode.config import Config
+from ctnode.ops import audit
 from ctnode.web import shield, users
 from ctnode.web.access import is_our_name, require_access
 from ctnode.web.app import routes
@@ -329,3 +331,18 @@ def test_the_command_writes_and_removes_lines(tmp_path: Path) -> None:
     assert run("alice", "--remove").exit_code == 0
     assert list(read_users(file)) == ["robot"]
     assert isinstance(run("bob", typed="short\n").exception, ConfigError)
+
+
+def test_the_trail_names_who_logged_in_and_what_they_did(site: Site) -> None:
+    site.root.hold(*stack(3))
+    client = site.browser()
+    assert client.post("/login", data={"name": "Mallory^Typed", "password": "wrong"}).status_code == 401
+    client = log_in(site)
+    number = site.root.one("SELECT max(id) FROM series")
+    page = client.get("/upload").text
+    found = re.search(r'<meta name="csrf" content="([0-9a-f]+)">', page)
+    assert found is not None
+    assert client.post(f"/act/series/{number}/hold", data={"csrf": found[1], "reason": "x"}).status_code == 303
+    entries = [(one["who"], one["what"], one["outcome"]) for one in audit.read(site.config.root)]
+    assert entries == [("unknown", "login", 4), ("alice", "login", 0), ("alice", "hold series", 0)]
+    assert "Mallory" not in str(list(audit.read(site.config.root)))
