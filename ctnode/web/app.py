@@ -10,7 +10,7 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
@@ -62,6 +62,7 @@ def make_app(node: WebNode) -> ASGIApp:
             CtnodeError: _answer(node),
             sqlite3.Error: _answer(node),
             OverflowError: _answer(node),
+            ClientDisconnect: _answer(node),
             Exception: _answer(node),
         },
     )
@@ -99,6 +100,9 @@ def _told(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, HTTPException):
         hints = {404: "it may have been removed, or the index was rebuilt", 405: ""}
         return error.status_code, str(error.detail), hints.get(error.status_code, "")
+    if isinstance(error, ClientDisconnect):
+        # Who is still there to read it was cut off by the shield.
+        return 413, "the body is larger than it may be here", ""
     if isinstance(error, OverflowError):
         return 404, "no such number", ""
     if isinstance(error, sqlite3.Error):

@@ -281,6 +281,22 @@ def test_nothing_that_is_asked_breaks_a_list(site: Site) -> None:
             assert browser.get(f"{path}?{query}").status_code in {200, 400}, (path, query)
 
 
+def test_no_call_of_the_description_ends_in_a_500_whatever_it_is_given(site: Site) -> None:
+    site.queue()
+    site.publish()
+    browser = site.browser(raises=False)
+    odd = ["1", "0", str(1 << 63), "-1", "%00", "..", "a" * 300, "%F0%9F%92%A3", "%22%3E%3Cscript%3E", "1%27--"]
+    headers = {"x-csrf-token": site.csrf()}
+    for path, methods in site.client.get(f"{API}/openapi.json").json()["paths"].items():
+        for method, operation in methods.items():
+            asked = [one["name"] for one in operation["parameters"] if one["in"] == "query"]
+            for value in odd:
+                query = "&".join(f"{name}={value}" for name in asked)
+                place = re.sub(r"{\w+}", value, path)
+                answer = browser.request(method, f"{place}?{query}", headers=headers, content=b"[1]")
+                assert answer.status_code < 500, (method, place, query, answer.text)
+
+
 def test_a_word_that_is_none_of_the_states_is_an_error_in_json(site: Site) -> None:
     answer = site.client.get(f"{API}/jobs?state=SLEEPING")
     assert answer.status_code == 400
