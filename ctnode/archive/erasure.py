@@ -99,6 +99,8 @@ def erase(database: Database, series_ids: Sequence[int], results: int) -> Erased
     gone_studies = {row[0] for row in rows if row[2] in emptied}
     _erase_evidence(database, {row[1] for row in rows}, gone_studies, sops)
     _erase_commitments(database, sops)
+    for _, uid, _ in rows:
+        database.execute("DELETE FROM alerts WHERE instr(subject, ?1) OR instr(text, ?1)", (uid,))
     _delete(database, "studies", "id", emptied)
     for name, by in (("instances", count), ("bytes", size), ("series", len(rows)), ("studies", len(emptied))):
         database.count(name, -by)

@@ -13,7 +13,9 @@ from ctnode.archive.database import Database
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, as_json, as_times, print_json, print_table
+from ctnode.cli.trail import did
 from ctnode.flow import forgetting
+from ctnode.ops import audit
 from ctnode.ops.durable import is_locked, lock
 from ctnode.words import ExitCode, Unavailable
 
@@ -60,6 +62,9 @@ def forget(
         click.confirm(f"Erase {words}? This cannot be undone.", abort=True)
     request = _ask(database, layout, forgetting.order(chosen, who, reason.strip()))
     _await(database, layout, request)
+    # Without what it was: that is forgotten.
+    event, action = audit.Event.STUDY_DELETED, audit.Action.DELETE
+    did(config, "forget", event=event, action=action, instances=chosen.images)
     left = list(forgetting.unreached(config, database, layout, chosen))
     if json_wanted:
         print_json({**_counted(chosen), "not_reached": left})

@@ -24,6 +24,7 @@ from ctnode.archive.spool import JOURNAL_NAME
 from ctnode.archive.values import read_values
 from ctnode.config import Config
 from ctnode.flow.outgoing import sweep
+from ctnode.ops import audit
 from ctnode.ops.durable import crash_point, fsync_directory, is_locked
 from ctnode.words import BadInstance, NotFound
 
@@ -186,6 +187,7 @@ def _forget(database: Database, layout: Layout, request: int, wanted: dict[str, 
     crash_point("forget.removed")
     _remove_quarantined(database, layout, places)
     _remove_ledger(database, layout, places)
+    audit.blot(layout.root, survey(database, layout, ids).uids)
     verified.forget(layout)
     if not is_locked(layout.run / "deliver.lock"):
         sweep(layout)

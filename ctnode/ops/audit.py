@@ -1,7 +1,8 @@
 """The audit trail: who did, sent, exported or erased what, one JSON line each, appended and synced (PS3.15 A.5).
 
-``audit/audit-DATE.jsonl`` below the root, one file for each day in UTC. No process of the node changes or removes what
-stands there. A line names UIDs, AE titles, addresses and users; nothing of a patient.
+``audit/audit-DATE.jsonl`` below the root, one file for each day in UTC. No process of the node removes what stands
+there, and none changes it but ``ctnode forget``, which makes UIDs illegible. A line names UIDs, AE titles, addresses
+and users; nothing of a patient.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import pwd
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -192,6 +193,30 @@ def note(root: Path, *records: Record, enabled: bool = True) -> None:
         write(root, *records, enabled=enabled)
     except OSError as error:
         log.get().error("audit trail not written", count=len(records), error=error.strerror or type(error).__name__)
+
+
+def blot(root: Path, uids: Collection[str]) -> None:
+    """Make UIDs that are to be forgotten illegible in the whole trail: who did what, and when, stays.
+
+    Each is written over in its place by as many dashes, so that no line moves and a crash in between only leaves
+    something to do again.
+
+    Raises
+    ------
+    OSError
+        If the disk does not take it.
+    """
+    for file in files(root):
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+            for uid in uids:
+                for found in re.finditer(re.escape(json.dumps(_uid(uid)).encode()), content):
+                    os.pwrite(descriptor, b"-" * (len(found[0]) - 2), found.start() + 1)
+            sync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def files(root: Path) -> tuple[Path, ...]:

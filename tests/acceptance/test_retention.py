@@ -141,7 +141,7 @@ def test_a_running_keeper_forgets_and_no_byte_is_left(tmp_path: Path, monkeypatc
     assert going is not None
     removal.step(root.database, root.layout, going)
     before = fingerprint(root)
-    config = configure(tmp_path, root, "[completion]\nquiet_s = 0.5\n")
+    config = configure(tmp_path, root, "[completion]\nquiet_s = 0.5\nmax_wait_s = 2.0\n")
     try:
         with keeper(config, tmp_path / "log") as process:
             # It waits for a revision of the series, which goes under its hands.
