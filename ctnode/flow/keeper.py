@@ -237,6 +237,7 @@ class Keeper:
             if forgetting.carry_out(self.database, self.layout, identifier):
                 # Its numbers may be given again.
                 self.waiting.forget()
+                self.studies.forget()
                 self.dispatcher.forget_waiting()
                 self._log.info("forgotten, as the operator asked")
 

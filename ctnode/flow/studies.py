@@ -49,6 +49,11 @@ class StudyRoom:
                 silent_s = min(max(wall - last_at, 0.0), quiet_s)
                 self._waits[study_id] = _Wait(now - silent_s, quiet_s, now - silent_s + quiet_s)
 
+    def forget(self) -> None:
+        """Forget the studies that are no longer there, before their numbers are given again."""
+        there = {row[0] for row in self.database.execute("SELECT id FROM studies WHERE state = 'OPEN'")}
+        self._waits = {study_id: wait for study_id, wait in self._waits.items() if study_id in there}
+
     def touch(self, series_ids: Collection[int]) -> None:
         """Restart the wait of the studies of series that something arrived for."""
         if not series_ids:
