@@ -16,3 +16,9 @@ def fresh_logging() -> Iterator[None]:
     yield
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long ones, so that no process is left with one when all others have nothing more to do."""
+    items.sort(key=lambda item: item.get_closest_marker("acceptance") is None)

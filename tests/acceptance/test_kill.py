@@ -157,7 +157,7 @@ def test_killed_at_random_moments_of_a_push(tmp_path: Path) -> None:
     for first in range(0, KILLS, KILLS_OF_A_ROOT):
         folder = tmp_path / f"root-{first}"
         pushed = Pushed()
-        with Node(folder, completion={"quiet_s": 2.0}) as node:
+        with Node(folder, completion={"quiet_s": 2.0, "max_wait_s": 10.0}) as node:
             for _ in range(min(KILLS_OF_A_ROOT, KILLS - first)):
                 number += 1
                 _push_and_kill(node, pushed, number, chance, tmp_path)

@@ -288,7 +288,7 @@ def test_limit_of_memory_is_named(tmp_path: Path) -> None:
 
 def test_corrupt_file_of_the_journal_hurts_only_itself(tmp_path: Path) -> None:
     uid, files = small_series(tmp_path, 1)
-    with Node(tmp_path / "node") as node:
+    with Node(tmp_path / "node", completion={"quiet_s": 0.5, "max_wait_s": 4.0}) as node:
         (keeper,) = node.roles()["keep"]
         os.kill(keeper, signal.SIGSTOP)
         assert [answer.status for answer in send_as_is(node.port, files)] == [SUCCESS] * len(files)

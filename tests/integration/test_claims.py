@@ -180,7 +180,10 @@ def test_hold_and_release_each_leave_an_entry(watch: Watch) -> None:
     assert "awaited now: the operator, for it is held (wrong patient)" in command(watch, "why", SERIES).output
     assert command(watch, "release", SERIES).exit_code == 0
     assert [one.series_id for one in revisions.startable(watch.root.database)] == [1]
-    assert entries(watch)[-2:] == ["held: wrong patient", "released: no longer held (wrong patient)"]
+    assert entries(watch)[-4:] == [
+        "held: wrong patient", "operator: held by a command",
+        "released: no longer held (wrong patient)", "operator: released by a command",
+    ]  # fmt: skip
     with pytest.raises(WrongState, match="nothing holds"):
         revisions.release(watch.root.database, 1)
 

@@ -19,6 +19,8 @@ from ctnode.results.deid import Profile, deidentify
 from ctnode.results.leaving import LISTED, OWN_LISTED
 from ctnode.words import Refusal
 
+pytestmark = pytest.mark.unit
+
 PROFILE = Profile("TRIAL", b"k" * 32)
 CT, SR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.34"
 CANARY = "KANARIENVOGEL"
