@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sqlite3
 import sys
@@ -11,23 +12,6 @@ from typing import Final
 import click
 
 from ctnode import __version__
-from ctnode.cli import (
-    associations,
-    commitments,
-    deliveries,
-    files,
-    forget,
-    metrics,
-    notify,
-    operate,
-    retention,
-    routes,
-    running,
-    series,
-    trail,
-    users,
-    verify,
-)
 from ctnode.cli.show import Settings
 from ctnode.config import Log
 from ctnode.ops import log
@@ -37,7 +21,44 @@ from ctnode.words import CtnodeError, ExitCode
 INTERRUPTED: Final = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+# Which module has which command: only that of the command that is given is imported.
+COMMANDS: Final = {
+    "running": ("deliver", "demo", "keep", "receive", "run", "web", "work"),
+    "files": ("import", "process", "send"),
+    "operate": ("backup", "check-config", "doctor", "echo", "rebuild-index", "status"),
+    "series": ("jobs", "series"),
+    "routes": ("route",),
+    "verify": ("verify",),
+    "associations": ("associations",),
+    "commitments": ("commitments",),
+    "deliveries": ("deliveries",),
+    "retention": ("retention",),
+    "forget": ("forget",),
+    "metrics": ("metrics",),
+    "notify": ("notify",),
+    "trail": ("audit",),
+    "users": ("user",),
+}
+_MODULES: Final = {command: module for module, commands in COMMANDS.items() for command in commands}
+
+
+class Commands(click.Group):
+    """The commands by their names; a role that starts does not wait for what the others need."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted(_MODULES)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """Import a command and return it, or None if there is none of this name."""
+        if name not in _MODULES:
+            return None
+        if name not in self.commands:
+            importlib.import_module(f"ctnode.cli.{_MODULES[name]}").register(self)
+        return self.commands[name]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     "--config",
     "config_file",
@@ -55,26 +76,6 @@ def cli(context: click.Context, config_file: Path | None) -> None:
     context.obj = Settings(config_file)
     # A role configures logging anew; for the other commands this keeps libraries from quoting values of data sets.
     log.configure(Log(level="error"), role="cli")
-
-
-for module in (
-    running,
-    files,
-    operate,
-    series,
-    routes,
-    verify,
-    associations,
-    commitments,
-    deliveries,
-    retention,
-    forget,
-    metrics,
-    notify,
-    trail,
-    users,
-):
-    module.register(cli)
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ from ctnode.archive.layout import Layout, parse_series_name, path_part, series_p
 from ctnode.archive.spool import JOURNAL_NAME
 from ctnode.archive.values import read_values
 from ctnode.config import Config
-from ctnode.flow.outgoing import sweep
 from ctnode.ops import audit
 from ctnode.ops.durable import crash_point, fsync_directory, is_locked
 from ctnode.words import BadInstance, NotFound
@@ -190,6 +189,9 @@ def _forget(database: Database, layout: Layout, request: int, wanted: dict[str, 
     audit.blot(layout.root, survey(database, layout, ids).uids)
     verified.forget(layout)
     if not is_locked(layout.run / "deliver.lock"):
+        # Imported here: it brings the network with it, which the keeper needs for nothing else.
+        from ctnode.flow.outgoing import sweep
+
         sweep(layout)
     crash_point("forget.before-commit")
     with database.immediate():

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Final
 
 from ctnode.ops import log
-from ctnode.wire.calling import hang_up
 
 # What is under way may end within so long when the node stops, and what is cut has so long to notice.
 STOP_S: Final = 3.0
@@ -50,6 +49,9 @@ class PerPeer:
         deadline_s = time.monotonic() + timeout_s
         for thread in self._busy.values():
             thread.join(timeout=max(0.0, deadline_s - time.monotonic()))
+        # Imported here: who only reads the trail or the keeper needs no network.
+        from ctnode.wire.calling import hang_up
+
         hang_up()
         for thread in self._busy.values():
             thread.join(timeout=CUT_S)

@@ -22,7 +22,7 @@ from ctnode.archive.notices import STEP_STATUS, TRANSACTION, NoticeKind, journal
 from ctnode.archive.spool import Journal
 from ctnode.archive.tree import Item
 from ctnode.ops import log
-from ctnode.wire.contexts import AVAILABILITY, COMMITMENT, COMMITMENT_INSTANCE, PROCEDURE_STEP
+from ctnode.wire.service_classes import AVAILABILITY, COMMITMENT, COMMITMENT_INSTANCE, PROCEDURE_STEP
 from ctnode.words import BadInstance, StorageError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ctnode.config import Config, Peer
-from ctnode.wire.contexts import SERVICES
+from ctnode.wire.service_classes import SERVICES
 from ctnode.words import ConfigError
 
 PERMANENT: Final = 1

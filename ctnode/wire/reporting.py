@@ -20,8 +20,9 @@ from pynetdicom.presentation import PresentationContext, build_context, build_ro
 from ctnode.archive.commitments import Commitment, Failure
 from ctnode.archive.notices import Reference
 from ctnode.wire.calling import Callee, associated, status_of
-from ctnode.wire.contexts import COMMITMENT, COMMITMENT_INSTANCE, SERVICE_SYNTAXES
+from ctnode.wire.contexts import SERVICE_SYNTAXES
 from ctnode.wire.reactor import SyncAssociation
+from ctnode.wire.service_classes import COMMITMENT, COMMITMENT_INSTANCE
 
 NO_ANSWER: Final = "no answer"
 ALL_HELD: Final = 1

@@ -16,7 +16,7 @@ from pydicom import Dataset, dcmread
 from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
-from ctnode.wire.contexts import PROCEDURE_STEP
+from ctnode.wire.service_classes import PROCEDURE_STEP
 from tests.harness import LOOPBACK, Node, free_port, small_series, storescu, wait_until
 from tests.integration.test_services import ask, begun, change, commitment, create, step
 from tests.wire_peers import CT, EXPLICIT, VERIFICATION, uid

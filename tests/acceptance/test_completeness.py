@@ -19,7 +19,7 @@ from pydicom.sequence import Sequence
 from pynetdicom import AE, build_context, evt
 
 from ctnode.flow.completion import OPERATOR, PROOF
-from ctnode.wire.contexts import AVAILABILITY, COMMITMENT, PROCEDURE_STEP
+from ctnode.wire.service_classes import AVAILABILITY, COMMITMENT, PROCEDURE_STEP
 from tests.archive_root import Image
 from tests.harness import LOOPBACK, Node, small_series, storescu, wait_until
 from tests.integration.test_services import ask, change, commitment, create, reference, step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import structlog
 
+import ctnode.cli as cli_package
 from ctnode.archive import jobs
-from ctnode.cli import main
+from ctnode.cli import COMMANDS, main
 from ctnode.ops.durable import lock
 from tests.archive_root import SERIES, STUDY, Image, Root, stack
 from tests.integration.test_importing import part10
@@ -363,3 +366,13 @@ def test_echo_and_send_name_the_targets_that_are_known(ctnode: Run, tmp_path: Pa
     assert "pacs" in ended.err
     assert ctnode("send", tmp_path, "--to", "nobody").code == 1
     assert ctnode("echo", "pacs", "--json").json[0]["ok"] is False
+
+
+def test_each_command_is_found_in_the_module_that_is_said_to_have_it() -> None:
+    for module, names in COMMANDS.items():
+        group = click.Group()
+        importlib.import_module(f"ctnode.cli.{module}").register(group)
+        assert sorted(group.commands) == sorted(names), module
+    modules = {file.stem for file in Path(cli_package.__file__).parent.glob("*.py")}
+    registering = {name for name in modules if hasattr(importlib.import_module(f"ctnode.cli.{name}"), "register")}
+    assert registering == COMMANDS.keys()

@@ -16,8 +16,9 @@ from ctnode.archive import vouching
 from ctnode.config import Config, Node, Peer
 from ctnode.wire import normalized
 from ctnode.wire.certificates import Material
-from ctnode.wire.contexts import SERVICES, supported_contexts
+from ctnode.wire.contexts import supported_contexts
 from ctnode.wire.query import FIND, GET, MOVE
+from ctnode.wire.service_classes import SERVICES
 from ctnode.words import DimseStatus
 from tests.certificates import Authority
 from tests.wire_peers import (

@@ -18,7 +18,7 @@ from pynetdicom import AE, build_context
 
 from ctnode.archive.notices import Notice, Reference, from_journal
 from ctnode.config import Config, Peer
-from ctnode.wire.contexts import AVAILABILITY, COMMITMENT, COMMITMENT_INSTANCE, PROCEDURE_STEP
+from ctnode.wire.service_classes import AVAILABILITY, COMMITMENT, COMMITMENT_INSTANCE, PROCEDURE_STEP
 from tests.wire_peers import (
     CT,
     EXPLICIT,

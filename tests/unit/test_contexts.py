@@ -7,7 +7,8 @@ from pydicom.uid import UID, AllTransferSyntaxes, DeflatedExplicitVRLittleEndian
 from pynetdicom import AllStoragePresentationContexts
 from pynetdicom.presentation import build_context, negotiate_as_acceptor
 
-from ctnode.wire.contexts import SERVICES, STORAGE_SYNTAXES, needed_contexts, supported_contexts
+from ctnode.wire.contexts import STORAGE_SYNTAXES, needed_contexts, supported_contexts
+from ctnode.wire.service_classes import SERVICES
 
 pytestmark = pytest.mark.unit
 

@@ -65,7 +65,10 @@ def test_module_says_what_it_is_for_and_is_one_thing(module: Path) -> None:
 
 
 def commands(group: click.Group, before: str = "ctnode") -> Iterator[str]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
             yield from commands(command, f"{before} {name}")
         elif not command.hidden:
