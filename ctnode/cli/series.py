@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from ctnode.archive import catalog, jobs, outbox, timeline
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
+from ctnode.archive.revisions import Revision
 from ctnode.cli.show import Settings, as_json, as_times, pairs, print_json, print_table
 from ctnode.cli.trail import did, did_to_series
 from ctnode.cli.why import why_series
@@ -96,16 +98,24 @@ def _whole(database: Database, layout: Layout, record: catalog.Series) -> dict[s
     }
 
 
+def _act(
+    settings: Settings, uid: str, study: str | None, what: str, act: Callable[[Database, int, str], Revision]
+) -> tuple[catalog.Series, Revision]:
+    """Do something to a series as its operator, with a line in the audit trail."""
+    config, _, database = settings.writing()
+    record = catalog.find(database, uid, study=study)
+    revision = act(database, record.id, operating.COMMAND)
+    did_to_series(config, what, record)
+    return record, revision
+
+
 @series_group.command("requeue")
 @click.argument("uid")
 @_study
 @click.pass_obj
 def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
     """Run the pipeline on a series again; lifts a hold."""
-    config, _, database = settings.writing()
-    record = catalog.find(database, uid, study=study)
-    revision = operating.requeue(database, record.id, operating.COMMAND)
-    did_to_series(config, "requeue", record)
+    record, revision = _act(settings, uid, study, "requeue", operating.requeue)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}")
 
 
@@ -116,10 +126,11 @@ def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
 @click.pass_obj
 def hold_series(settings: Settings, uid: str, study: str | None, reason: str) -> None:
     """Keep a series from being processed; it goes on receiving, and what is queued already goes on."""
-    config, _, database = settings.writing()
-    record = catalog.find(database, uid, study=study)
-    revision = operating.hold(database, record.id, reason, operating.COMMAND)
-    did_to_series(config, "hold", record)
+
+    def hold(database: Database, series_id: int, by: str) -> Revision:
+        return operating.hold(database, series_id, reason, by)
+
+    record, revision = _act(settings, uid, study, "hold", hold)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, held")
 
 
@@ -129,10 +140,7 @@ def hold_series(settings: Settings, uid: str, study: str | None, reason: str) ->
 @click.pass_obj
 def release_series(settings: Settings, uid: str, study: str | None) -> None:
     """Lift a hold; the series goes on from where it was."""
-    config, _, database = settings.writing()
-    record = catalog.find(database, uid, study=study)
-    revision = operating.release(database, record.id, operating.COMMAND)
-    did_to_series(config, "release", record)
+    record, revision = _act(settings, uid, study, "release", operating.release)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, no longer held")
 
 
@@ -142,10 +150,7 @@ def release_series(settings: Settings, uid: str, study: str | None) -> None:
 @click.pass_obj
 def complete_series(settings: Settings, uid: str, study: str | None) -> None:
     """Say that all of a series has come, instead of waiting."""
-    config, _, database = settings.writing()
-    record = catalog.find(database, uid, study=study)
-    revision = operating.complete(database, record.id, operating.COMMAND)
-    did_to_series(config, "complete", record)
+    record, revision = _act(settings, uid, study, "complete", operating.complete)
     click.echo(f"{record.name}: revision {revision.n} waits no longer")
 
 
