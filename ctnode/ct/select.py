@@ -231,11 +231,12 @@ def _not_ct(frame: Frame) -> tuple[str, str] | None:
     return None
 
 
-def _without_place(frame: Frame) -> tuple[str, str] | None:
+def _without_place(frame: Frame, *, farthest_mm: float = 1e6) -> tuple[str, str] | None:
     spacing = frame.pixel_spacing_mm
     if frame.orientation is None or frame.position_mm is None or spacing is None or min(spacing) <= 0:
         return "NO_GEOMETRY", "position, orientation or pixel spacing missing or senseless"
-    if not any(frame.orientation):
+    # No patient is a kilometre from the origin, and 1e40 is infinity in the header of a NIfTI file.
+    if max(map(abs, (*frame.position_mm, *spacing))) > farthest_mm or not any(frame.orientation):
         return "NO_GEOMETRY", "position, orientation or pixel spacing missing or senseless"
     if frame.frames > 1 and frame.sop_class not in MULTIFRAME_CT:
         return "NO_GEOMETRY", "several frames in a kind of image that says where one lies"

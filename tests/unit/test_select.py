@@ -185,6 +185,7 @@ def test_one_uid_at_two_places_is_refused():
     [
         (stack(sop_class="1.2.840.10008.5.1.4.1.1.4"), "NO_CT_IMAGES"),
         ([frame(position_mm=None)], "NO_GEOMETRY"),
+        ([frame(position_mm=(0.0, -1e40, 160.0))], "NO_GEOMETRY"),
         ([frame(frames=30)], "NO_GEOMETRY"),
     ],
 )
