@@ -131,7 +131,7 @@ def test_descriptions_stand_there_only_when_they_are_asked_for(files, results, t
 def test_names_and_values_are_those_of_dcm2niix(files, results, tmp_path):
     program = shutil.which("dcm2niix") or shutil.which("dcm2niix", path=str(Path(sys.executable).parent))
     if program is None:
-        pytest.skip("dcm2niix (extra bench) is not installed")
+        pytest.skip("dcm2niix (extra test) is not installed")
     subprocess.run([program, "-b", "o", "-o", tmp_path, files[0].parent], capture_output=True, check=True)
     (path,) = tmp_path.glob("*.json")
     peer, ours = json.loads(path.read_text("utf-8")), told(results)
