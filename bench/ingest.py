@@ -42,6 +42,7 @@ from bench.peers import (
     machine,
     make_instances,
     resident_mb,
+    spread,
 )
 from ctnode.archive.database import Database
 from tests.wire_peers import P_DATA, Answer, RawPeer, data_set, element, pdu, pdv, store_command, uid
@@ -299,6 +300,7 @@ def main() -> None:
     print(machine(), flush=True)
     for what in options.what:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="ingest-") as name:
+            spread(Path(name))
             WHAT[what](options, Path(name))
 
 
