@@ -43,6 +43,8 @@ ROLES: Final = {
     "deliver": "ctnode.flow.delivery:deliver",
     "web": "ctnode.web.server:serve",
 }
+# How far each gives way to others on a busy machine (nice): senders wait for receivers, nobody waits for a lung.
+NICENESS: Final = {"keep": 2, "receive": 0, "work": 10, "deliver": 5, "web": 5}
 STOP_ORDER: Final = (("receive",), ("work", "deliver"), ("keep", "web"))
 # Without it the node still does its work: it neither keeps it from becoming ready nor takes it down.
 OPTIONAL: Final = frozenset({"web"})
@@ -68,6 +70,7 @@ def run_role(name: str, loader: Reload, *, supervisor: tuple[int, int] | None = 
     supervisor
         Process number of the supervisor and descriptor of the line to it, if there is one.
     """
+    os.nice(NICENESS[name])
     config = loader()
     log.configure(config.log, role=name)
     if supervisor is not None:
