@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pynetdicom.presentation import AllStoragePresentationContexts
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.connects import burst
@@ -45,13 +47,36 @@ from bench.peers import (
     resident_mb,
 )
 from ctnode.archive.database import Database
-from tests.wire_peers import P_DATA, Answer, RawPeer, data_set, element, pdu, pdv, store_command, uid
+from tests.wire_peers import (
+    CT,
+    EXPLICIT,
+    IMPLICIT,
+    P_DATA,
+    STANDARD,
+    VERIFICATION,
+    Answer,
+    RawPeer,
+    data_set,
+    element,
+    pdu,
+    pdv,
+    store_command,
+    uid,
+)
 
 PIXELS = bytes(range(256)) * 2048
 INDEX_S = 60.0
 SINGLE = 500
 MANY, SLICES = 200, 20
 PER_SECOND = 100
+OTHERS = [str(context.abstract_syntax) for context in AllStoragePresentationContexts if context.abstract_syntax != CT]
+AS_STORESCU = (
+    (1, VERIFICATION, (IMPLICIT,)),
+    *(
+        (2 * number + 3, name, (EXPLICIT, "1.2.840.10008.1.2.2", IMPLICIT))
+        for number, name in enumerate([CT, *OTHERS[:126]])
+    ),
+)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -133,24 +158,26 @@ def throughput(options: argparse.Namespace, folder: Path) -> None:
 
 
 def single(options: argparse.Namespace, folder: Path) -> None:
-    """One association for each image, one after the other."""
-    seconds: dict[str, float] = {}
-    for peer in [peer for peer in options.peers if peer != "pynetdicom"]:
-        try:
-            with serving(peer, folder) as node:
-                began = time.perf_counter()
-                for number in range(SINGLE):
-                    with RawPeer(node.port) as sender:
-                        sender.associate(called="ANY")
-                        assert store(sender, number).status == 0
-                        sender.release()
-                seconds[peer] = time.perf_counter() - began
-        except Absent as absent:
-            print(f"skipped: {absent} is absent")
-            continue
-        print(f"{peer}: {SINGLE} associations of one image in {seconds[peer]:.2f} s", flush=True)
-    if {"ctnode", "dcmtk"} <= seconds.keys():
-        print(f"ctnode / dcmtk: {seconds['ctnode'] / seconds['dcmtk']:.2f}x the time")
+    """One association for each image, one after the other; with few contexts, and with as many as storescu proposes."""
+    for proposal in (STANDARD, AS_STORESCU):
+        seconds: dict[str, float] = {}
+        for peer in [peer for peer in options.peers if peer != "pynetdicom"]:
+            try:
+                with serving(peer, folder) as node:
+                    began = time.perf_counter()
+                    for number in range(SINGLE):
+                        with RawPeer(node.port) as sender:
+                            sender.associate(proposal, called="ANY")
+                            assert store(sender, number).status == 0
+                            sender.release()
+                    seconds[peer] = time.perf_counter() - began
+            except Absent as absent:
+                print(f"skipped: {absent} is absent")
+                continue
+            told = f"{SINGLE} associations of {len(proposal)} contexts and one image"
+            print(f"{peer}: {told} in {seconds[peer]:.2f} s", flush=True)
+        if {"ctnode", "dcmtk"} <= seconds.keys():
+            print(f"ctnode / dcmtk: {seconds['ctnode'] / seconds['dcmtk']:.2f}x the time")
 
 
 def store(sender: RawPeer, *number: int) -> Answer:
