@@ -1,6 +1,6 @@
 """What the DICOM port takes, in one run on one machine, beside DCMTK storescp, Orthanc and a plain pynetdicom SCP.
 
-    python bench/ingest.py [--what throughput single latency many idle big] [--senders 1 4 16] [--count 1200]
+    python bench/ingest.py [--what throughput single latency many idle connects big] [--senders 1 4 16] [--count 1200]
                            [--rounds 3] [--folder DIR] [--peers ctnode dcmtk orthanc pynetdicom] [--big-mb 4094]
 
 ``throughput``: instances per second of DCMTK's storescu as real processes, medians over rounds in which the peers take
@@ -8,7 +8,8 @@ turns; for ctnode, whose keeper runs beside it, also how long after the last ack
 the index. Each sender has 250 at least. A round needs up to 2 GB for each peer. ``single``: 500 associations of one
 image.
 ``latency``: C-STORE to C-STORE-RSP at 100 slices a second. ``many``: 200 associations at once, 20 slices each.
-``idle``: what 200 silent associations cost, and how long 200 simultaneous connects take. ``big``: one object of 4 GB.
+``idle``: what 200 silent associations cost. ``connects``: how long 200 simultaneous connects take, and their
+associations. ``big``: one object of 4 GB.
 
 ctnode syncs each instance before it answers, the others do what they do by default. TCP_NODELAY=1 is set for all:
 without it DCMTK and what is built on it stall 44 ms an image on loopback. Every sender has instances of its own, every
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,8 +30,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pynetdicom.presentation import AllStoragePresentationContexts
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.connects import burst
 from bench.peers import (
     ENVIRONMENT,
     PEERS,
@@ -45,7 +48,22 @@ from bench.peers import (
     spread,
 )
 from ctnode.archive.database import Database
-from tests.wire_peers import P_DATA, Answer, RawPeer, data_set, element, pdu, pdv, store_command, uid
+from tests.wire_peers import (
+    CT,
+    EXPLICIT,
+    IMPLICIT,
+    P_DATA,
+    STANDARD,
+    VERIFICATION,
+    Answer,
+    RawPeer,
+    data_set,
+    element,
+    pdu,
+    pdv,
+    store_command,
+    uid,
+)
 
 PIXELS = bytes(range(256)) * 2048
 INDEX_S = 60.0
@@ -54,6 +72,14 @@ LEAST_EACH = 250
 SINGLE = 500
 MANY, SLICES = 200, 20
 PER_SECOND = 100
+OTHERS = [str(context.abstract_syntax) for context in AllStoragePresentationContexts if context.abstract_syntax != CT]
+AS_STORESCU = (
+    (1, VERIFICATION, (IMPLICIT,)),
+    *(
+        (2 * number + 3, name, (EXPLICIT, "1.2.840.10008.1.2.2", IMPLICIT))
+        for number, name in enumerate([CT, *OTHERS[:126]])
+    ),
+)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -135,24 +161,26 @@ def throughput(options: argparse.Namespace, folder: Path) -> None:
 
 
 def single(options: argparse.Namespace, folder: Path) -> None:
-    """One association for each image, one after the other."""
-    seconds: dict[str, float] = {}
-    for peer in [peer for peer in options.peers if peer != "pynetdicom"]:
-        try:
-            with serving(peer, folder) as node:
-                began = time.perf_counter()
-                for number in range(SINGLE):
-                    with RawPeer(node.port) as sender:
-                        sender.associate(called="ANY")
-                        assert store(sender, number).status == 0
-                        sender.release()
-                seconds[peer] = time.perf_counter() - began
-        except Absent as absent:
-            print(f"skipped: {absent} is absent")
-            continue
-        print(f"{peer}: {SINGLE} associations of one image in {seconds[peer]:.2f} s", flush=True)
-    if {"ctnode", "dcmtk"} <= seconds.keys():
-        print(f"ctnode / dcmtk: {seconds['ctnode'] / seconds['dcmtk']:.2f}x the time")
+    """One association for each image, one after the other; with few contexts, and with as many as storescu proposes."""
+    for proposal in (STANDARD, AS_STORESCU):
+        seconds: dict[str, float] = {}
+        for peer in [peer for peer in options.peers if peer != "pynetdicom"]:
+            try:
+                with serving(peer, folder) as node:
+                    began = time.perf_counter()
+                    for number in range(SINGLE):
+                        with RawPeer(node.port) as sender:
+                            sender.associate(proposal, called="ANY")
+                            assert store(sender, number).status == 0
+                            sender.release()
+                    seconds[peer] = time.perf_counter() - began
+            except Absent as absent:
+                print(f"skipped: {absent} is absent")
+                continue
+            told = f"{SINGLE} associations of {len(proposal)} contexts and one image"
+            print(f"{peer}: {told} in {seconds[peer]:.2f} s", flush=True)
+        if {"ctnode", "dcmtk"} <= seconds.keys():
+            print(f"ctnode / dcmtk: {seconds['ctnode'] / seconds['dcmtk']:.2f}x the time")
 
 
 def store(sender: RawPeer, *number: int) -> Answer:
@@ -244,17 +272,25 @@ def idle(_options: argparse.Namespace, folder: Path) -> None:
         for peer in peers:
             peer.release()
             peer.socket.close()
-        taken: list[float] = []
-        gate = threading.Barrier(MANY)
 
-        def connect(_number: int) -> None:
-            gate.wait()
-            began = time.perf_counter()
-            with socket.create_connection(("127.0.0.1", node.port), timeout=30):
-                taken.append(1e3 * (time.perf_counter() - began))
 
-        all_at_once(MANY, connect)
-        print(f"{MANY} simultaneous connects: p95 {percentile(taken, 95):.1f} ms")
+def connects(options: argparse.Namespace, folder: Path) -> None:
+    """``MANY`` at once, several times over, each peer in turn."""
+    for peer in [peer for peer in options.peers if peer != "pynetdicom"]:
+        try:
+            with serving(peer, folder) as node:
+                for number in range(options.rounds):
+                    # Who was released a moment ago is still on his way out.
+                    time.sleep(1.0)
+                    taken = burst(node.port, MANY)
+                    print(
+                        f"round {number + 1}, {peer}: {MANY} simultaneous connects stood after "
+                        f"p95 {percentile(taken.connected_ms, 95):.1f} ms (at most {max(taken.connected_ms):.1f}), "
+                        f"their associations after p95 {percentile(taken.accepted_ms, 95):.0f} ms",
+                        flush=True,
+                    )
+        except Absent as absent:
+            print(f"skipped: {absent} is absent")
 
 
 def big(options: argparse.Namespace, folder: Path) -> None:
@@ -282,7 +318,10 @@ def big(options: argparse.Namespace, folder: Path) -> None:
         print(f"one object of {size_mb} MB: acknowledged after {seconds:.1f} s, memory {peak - before:+.0f} MB")
 
 
-WHAT = {"throughput": throughput, "single": single, "latency": latency, "many": many, "idle": idle, "big": big}
+WHAT = {
+    "throughput": throughput, "single": single, "latency": latency, "many": many, "idle": idle, "connects": connects,
+    "big": big,
+}  # fmt: skip
 
 
 def main() -> None:

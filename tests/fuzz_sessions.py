@@ -52,6 +52,8 @@ from tests.wire_roles import ReceiveRole, wait_until
 FAULTS = ("association failed", "instance failed", "receiver died", "Traceback", "Exception", "did not end")
 LENGTHS = (0, 1, 2, 5, 6, 7, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 WARM_UP = 300
+# What the allocator of a process that is not growing may still take.
+GROWTH_MB = 24
 
 
 # ----------------------------------------------------------------------------------------------------- a valid session
@@ -337,6 +339,18 @@ class Figures:
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         return cls(int(status["Threads"]), len(os.listdir(f"/proc/{pid}/fd")), int(status["VmRSS"].split()[0]) / 1024)
 
+    def growth_to(self, after: Figures) -> list[str]:
+        """Return what there is more of afterwards than there may be."""
+        return [
+            f"{what} grew from {before:.0f} to {now:.0f}"
+            for what, before, now, allowed in (
+                ("threads", self.threads, after.threads, 0),
+                ("descriptors", self.descriptors, after.descriptors, 0),
+                ("megabytes", self.resident_mb, after.resident_mb, GROWTH_MB),
+            )
+            if now - before > allowed
+        ]
+
 
 class Run:
     """Many sessions against one role."""
@@ -522,6 +536,7 @@ def main() -> int:
                 print(f"{options.sessions} sessions of seed {options.seed}, {options.sessions / seconds:.0f}/s")
                 print(f"before: {before}\nafter:  {after}")
                 print(dict(run.counts.most_common()))
+                run.wrong += before.growth_to(after)
             run.finish()
         finally:
             run.close()

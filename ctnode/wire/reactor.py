@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol, cast
 
 from pynetdicom import evt
@@ -27,12 +28,14 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation
 
 from ctnode.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from ctnode.wire.command import Command, Malformed, TooMuch, command_pdus, store_response
 from ctnode.wire.contexts import Supported, needed_contexts
 from ctnode.wire.messages import Assembler, Store
+from ctnode.wire.negotiation import negotiate
 from ctnode.wire.normalized import refusal
 from ctnode.wire.peers import CONGESTED, Reject, Terms
 from ctnode.wire.stream import Stream
@@ -129,11 +132,27 @@ class SyncDimse(DIMSEServiceProvider):
 class SyncAcse(ACSE):
     """Negotiation that writes down its result before the peer learns it."""
 
-    def send_accept(self) -> None:
-        """Open the journal, then accept; an error of the journal leaves the request unanswered yet."""
+    def accept(self, request: A_ASSOCIATE, allowed: Sequence[PresentationContext]) -> None:
+        """Negotiate, open the journal, then accept; an error of the journal leaves the request unanswered yet.
+
+        User identities, operations in advance and extended negotiation are passed over, as PS3.7 D.3.3 allows.
+        """
         association = cast(SyncAssociation, self.assoc)
+        self.requestor.ae_title = request.calling_ae_title
+        roles = {uid: (item.scu_role, item.scp_role) for uid, item in self.requestor.role_selection.items()}
+        results, answers = negotiate(association.dul.proposed, allowed, roles)
+        association.take_results(results)
+        for answer in answers:
+            self.acceptor.add_negotiation_item(answer)
         association.session.open(association)
-        super().send_accept()
+        answer = A_ASSOCIATE()
+        answer.application_context_name = request.application_context_name
+        answer.calling_ae_title, answer.called_ae_title = request.calling_ae_title, request.called_ae_title
+        answer.result, answer.result_source = 0x00, 0x01
+        answer.user_information = self.acceptor.user_information
+        self.acceptor.primitive = answer
+        self.dul.send_pdu(answer)
+        association.is_established = True
 
 
 class _Checkpoint(threading.Event):
@@ -249,18 +268,24 @@ class SyncAssociation(Association):
         # What the head of the request asks for is judged whoever sends it.
         rejection = self.dul.rejection or rejection
         if rejection is None:
-            proposed = request.presentation_context_definition_list
+            proposed = self.dul.proposed
+            request.presentation_context_definition_list = list(proposed)
             terms = self.session.terms
             self.acceptor.maximum_length = terms.max_pdu_bytes
             self.dul.agree(terms.max_pdu_bytes, terms.idle_timeout_s, terms.pdu_timeout_s)
-            self.acceptor._contexts = needed_contexts(self.supported, proposed, terms.allow)  # noqa: SLF001 - no copy, no lock
             try:
-                self.acse.negotiate_association()
+                self.acse.accept(request, needed_contexts(self.supported, proposed, terms.allow))
             except StorageError:
                 rejection = CONGESTED
         if rejection is not None:
             self.session.close("rejected", why=rejection.why)
             self.acse.send_reject(rejection.result, rejection.source, rejection.reason)
+
+    def take_results(self, results: Iterable[PresentationContext]) -> None:
+        """Know which contexts were accepted; the answer carries the results."""
+        self.dul.results = tuple(results)
+        self._accepted_cx = {context.context_id or 0: context for context in self.dul.results if context.result == 0}
+        self._rejected_cx = [context for context in self.dul.results if context.result != 0]
 
     def _run_reactor(self) -> None:
         while True:

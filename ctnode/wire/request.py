@@ -1,15 +1,20 @@
 """The A-ASSOCIATE-RQ, looked over before a parser that trusts it takes it apart (PS3.8 9.3.2, Annex D; PS3.7 D.3.3).
 
 pynetdicom reads four thousand presentation contexts of one ID for seconds, and what it does not know it raises on. So
-the request is walked first, item by item within its bounds and numbers; what the standard says to ignore is left out.
+the request is walked first, item by item within its bounds and numbers; what the standard says to ignore is left out,
+and the presentation contexts are read on the way.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Final
 
+from pynetdicom.presentation import PresentationContext
+
 from ctnode.wire.command import Malformed
+from ctnode.wire.negotiation import proposed_context
 from ctnode.wire.peers import BY_USER, CALLED_UNKNOWN, CALLING_UNKNOWN, PERMANENT, Reject
 
 # Odd numbers from 1 to 255 (PS3.8 9.3.2.2).
@@ -57,18 +62,33 @@ class _Walk:
         return found
 
 
-def review(pdu: memoryview) -> tuple[bytearray, Reject | None]:
-    """Look over a whole A-ASSOCIATE-RQ PDU.
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """A request in parts.
 
-    Returns
-    -------
-    tuple
-        The request as pynetdicom can read it, and the answer where its head is not acceptable.
+    Attributes
+    ----------
+    head
+        All but the presentation contexts, as pynetdicom can read it.
+    contexts
+        The presentation contexts in the order of the request.
+    rejection
+        The answer where the head is not acceptable.
+    """
+
+    head: bytearray
+    contexts: tuple[PresentationContext, ...]
+    rejection: Reject | None
+
+
+def review(pdu: memoryview) -> Reviewed:
+    """Look over a whole A-ASSOCIATE-RQ PDU.
 
     Raises
     ------
     Malformed
-        If it cannot be what it says: cut off, lengths that lie, context IDs that are even or used twice.
+        If it cannot be what it says: cut off, lengths that lie, context IDs that are even or used twice, names that
+        are none.
     """
     body = pdu[_PDU_HEADER.size :]
     if len(body) < _FIXED.size:
@@ -76,19 +96,20 @@ def review(pdu: memoryview) -> tuple[bytearray, Reject | None]:
     version, _reserved, called, calling, _rest = _FIXED.unpack_from(body)
     walk = _Walk()
     kept: list[memoryview | bytes] = []
-    contexts: set[int] = set()
+    contexts: dict[int, PresentationContext] = {}
     applications: list[bytes] = []
     users = 0
-    for kind, value, whole in walk.items(body[_FIXED.size :]):
+    for kind, value, item in walk.items(body[_FIXED.size :]):
         if kind == _APPLICATION:
             applications.append(bytes(value).rstrip(b"\0 "))
-            kept.append(whole)
+            kept.append(item)
         elif kind == _CONTEXT:
-            contexts.add(_check_context(value, contexts, walk))
-            kept.append(whole)
+            context = _read_context(value, walk)
+            if contexts.setdefault(value[0], context) is not context:
+                raise Malformed("a presentation context ID is used twice")
         elif kind == _USER:
             users += 1
-            known = b"".join(item for number, _, item in walk.items(value) if number in _KNOWN_USER_ITEMS)
+            known = b"".join(whole for number, _, whole in walk.items(value) if number in _KNOWN_USER_ITEMS)
             kept.append(_ITEM.pack(_USER, 0, len(known)) + known)
     if len(applications) != 1 or users != 1 or not contexts:
         raise Malformed("the request lacks an item or has it twice")
@@ -96,19 +117,21 @@ def review(pdu: memoryview) -> tuple[bytearray, Reject | None]:
     # Only bit 0 of the version is tested (PS3.8 9.3.2); titles may come with NULs for spaces.
     head = _FIXED.pack(version & 1, 0, _padded(called), _padded(calling), bytes(32))
     items = b"".join(kept)
-    return bytearray(_PDU_HEADER.pack(_A_ASSOCIATE_RQ, 0, len(head) + len(items)) + head + items), rejection
+    whole = bytearray(_PDU_HEADER.pack(_A_ASSOCIATE_RQ, 0, len(head) + len(items)) + head + items)
+    return Reviewed(whole, tuple(contexts.values()), rejection)
 
 
-def _check_context(value: memoryview, seen: set[int], walk: _Walk) -> int:
+def _read_context(value: memoryview, walk: _Walk) -> PresentationContext:
     if len(value) < 4:
         raise Malformed("a presentation context is cut off")
-    number = value[0]
-    if number % 2 == 0 or number in seen:
-        raise Malformed("a presentation context ID is even or used twice")
-    kinds = [kind for kind, _, _ in walk.items(value[4:])]
-    if kinds.count(_ABSTRACT) != 1 or _TRANSFER not in kinds or len(set(kinds)) != 2:
+    if value[0] % 2 == 0:
+        raise Malformed("a presentation context ID is even")
+    names: dict[int, list[bytes]] = {_ABSTRACT: [], _TRANSFER: []}
+    for kind, content, _ in walk.items(value[4:]):
+        names.setdefault(kind, []).append(bytes(content))
+    if len(names) > 2 or len(names[_ABSTRACT]) != 1 or not names[_TRANSFER]:
         raise Malformed("a presentation context lacks a syntax")
-    return number
+    return proposed_context(value[0], names[_ABSTRACT][0], names[_TRANSFER])
 
 
 def _judge(called: bytes, calling: bytes, application: bytes) -> Reject | None:

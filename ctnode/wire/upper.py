@@ -15,11 +15,13 @@ from typing import Any, Final, cast
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import InvalidEventError
-from pynetdicom.pdu import A_ABORT_RQ
+from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_AC
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket
 
 from ctnode.wire.command import NOT_SPECIFIED, UNEXPECTED_PDU, UNRECOGNIZED_PDU, Malformed
 from ctnode.wire.messages import Assembler
+from ctnode.wire.negotiation import ResultItems
 from ctnode.wire.peers import Reject
 from ctnode.wire.request import review
 from ctnode.wire.stream import Filled, Stream
@@ -94,8 +96,10 @@ class SyncDul(DULServiceProvider):
         # Why the node ended what the peer did not end itself: a word to count under, and a sentence for the log.
         self.cause = ""
         self.why = ""
-        # An A-ASSOCIATE-RQ that can be read and not be accepted.
+        # An A-ASSOCIATE-RQ that can be read and not be accepted; the contexts it proposes, and the results of ours.
         self.rejection: Reject | None = None
+        self.proposed: tuple[PresentationContext, ...] = ()
+        self.results: tuple[PresentationContext, ...] = ()
         self._abort_reason = NOT_SPECIFIED
         self._max_pdu_bytes = max_pdu_bytes
         self._idle_timeout_s = idle_timeout_s
@@ -265,6 +269,9 @@ class SyncDul(DULServiceProvider):
         # pynetdicom gives no reason with an A-ABORT of the provider (PS3.8 Table 9-26).
         if isinstance(pdu, A_ABORT_RQ) and pdu.source == _BY_PROVIDER:
             pdu.reason_diagnostic = self._abort_reason
+        if isinstance(pdu, A_ASSOCIATE_AC):
+            # Behind the application context (PS3.8 Table 9-17).
+            pdu.variable_items.insert(1, ResultItems(self.results))  # type: ignore[arg-type]
         super()._send(pdu)
 
     def _take_pdus(self) -> bool:
@@ -341,7 +348,8 @@ class SyncDul(DULServiceProvider):
             # The state machine would refuse it too, but could not tell why.
             raise Malformed("a PDU of a kind that is not due", reason=UNEXPECTED_PDU, cause="unexpected")
         if state == _AWAITING_REQUEST and pdu[0] == _A_ASSOCIATE_RQ:
-            whole, self.rejection = review(pdu)
+            reviewed = review(pdu)
+            whole, self.proposed, self.rejection = reviewed.head, reviewed.contexts, reviewed.rejection
         try:
             decoded, event = self._decode_pdu(whole)
         except Exception as error:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz_sessions import WARM_UP, Run
+from tests.fuzz_sessions import WARM_UP, Figures, Run
 
 pytestmark = pytest.mark.acceptance
 
 AT_LEAST = 1000
 SECONDS = 40.0
-GROWTH_MB = 24
 
 
 def test_no_session_breaks_anything(tmp_path: Path) -> None:
@@ -32,6 +31,12 @@ def test_no_session_breaks_anything(tmp_path: Path) -> None:
         run.close()
     assert run.wrong == []
     assert run.counts["acknowledged"] > AT_LEAST / 4
-    assert after.threads <= before.threads
-    assert after.descriptors <= before.descriptors
-    assert after.resident_mb - before.resident_mb < GROWTH_MB
+    assert before.growth_to(after) == []
+
+
+def test_growth_is_seen() -> None:
+    before = Figures(threads=2, descriptors=8, resident_mb=100.0)
+    assert before.growth_to(Figures(1, 8, 120.0)) == []
+    assert before.growth_to(Figures(3, 9, 130.0)) == [
+        "threads grew from 2 to 3", "descriptors grew from 8 to 9", "megabytes grew from 100 to 130",
+    ]  # fmt: skip

@@ -136,9 +136,20 @@ def test_versions(role: ReceiveRole, authority: Authority, scanner: Issued, opti
         input=b"", capture_output=True, check=False, timeout=60,
     )  # fmt: skip
     assert (result.returncode == 0) is is_served, result.stderr
+    # It was the node that said no, not a client that cannot speak a version so old.
+    assert (b"alert protocol version" in result.stderr) is not is_served
 
 
-def test_only_the_suites_of_the_profile(role: ReceiveRole, authority: Authority, scanner: Issued) -> None:
+def test_only_the_suites_of_the_profile(
+    role: ReceiveRole, tmp_path: Path, authority: Authority, scanner: Issued
+) -> None:
+    source = tmp_path / "slice.dcm"
+    write_slice(source, 1, EXPLICIT)
+    # What PS3.15 has retired, as DCMTK still offers it: CBC with SHA-1, and no encryption at all.
+    for profile in ("+pa", "+pn"):
+        assert storescu(tls_port(role), source, scanner, authority, profile) != 0
+    wait_until(lambda: role.counters()["cut"] == {"tls: no shared cipher": 2}, "the node to have refused both")
+    assert stored(role) == []
     openssl = shutil.which("openssl")
     assert openssl is not None
     taken = set()

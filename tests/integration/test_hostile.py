@@ -246,6 +246,8 @@ GARBAGE = {
     "4,000": request([(number % 256, VERIFICATION.encode(), (EXPLICIT.encode(),)) for number in range(4000)]),
     "4,000 of one": request([(1, VERIFICATION.encode(), (EXPLICIT.encode(),))] * 4000),
     "no syntax": request(((1, CT.encode(), ()),)),
+    "long name": request(((1, b"1" * 65, (EXPLICIT.encode(),)),)),
+    "name of umlauts": request(((1, CT.encode(), (b"1.2.\xc4",)),)),
     "cut context": request(more=item(0x20, b"\1")),
     "long calling": request(calling=b"A" * 65),
     "long called": request(called=b"A" * 65),

@@ -8,12 +8,17 @@ import threading
 
 import pynetdicom
 import pytest
+from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom import fsm as state_machine
 from pynetdicom.acse import ACSE
 from pynetdicom.association import Association, ServiceUser
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import A_ASSOCIATE_AC
+from pynetdicom.pdu_items import ApplicationContextItem, UserInformationItem
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 pytestmark = pytest.mark.unit
@@ -123,12 +128,41 @@ def test_a_connected_socket_announces_itself_and_sends_through_send() -> None:
     assert list(inspect.signature(AssociationSocket.send).parameters) == ["self", "bytestream"]
 
 
-def test_negotiation_accepts_in_one_place_after_the_contexts_are_known() -> None:
+def test_negotiation_leaves_what_it_is_replaced_by_to_leave() -> None:
+    """What ``SyncAcse.accept`` sets is all that pynetdicom's own sets where nobody handles extended negotiation."""
     text = source(ACSE._negotiate_as_acceptor)
+    for line in (
+        "self.requestor.ae_title = assoc_rq.calling_ae_title",
+        "for uid, item in self.requestor.role_selection.items()",
+        "self.assoc._accepted_cx =",
+        "self.assoc._rejected_cx =",
+        "self.acceptor.add_negotiation_item(role_item)",
+        "self.assoc.is_established = True",
+    ):
+        assert line in text
     assert text.index("self.assoc._rejected_cx =") < text.index("self.send_accept()")
-    assert text.index("self.send_accept()") < text.index("self.assoc.is_established = True")
-    assert "self.acceptor.supported_contexts" in text
-    assert "self._contexts = value" in source(ServiceUser.supported_contexts.fset)  # type: ignore[attr-defined]
+    answer = source(ACSE.send_accept)
+    assert answer.count("primitive.") == 7
+    assert "primitive.user_information = self.acceptor.user_information" in answer
+
+
+def test_a_context_is_made_of_what_is_set_here() -> None:
+    assert set(vars(PresentationContext())) == {
+        "_context_id", "_abstract_syntax", "_transfer_syntax", "result", "_scu_role", "_scp_role", "_as_scp", "_as_scu",
+    }  # fmt: skip
+
+
+def test_an_acceptance_is_made_of_items_with_the_contexts_behind_the_first() -> None:
+    assert "dul._send(A_ASSOCIATE_AC(primitive))" in source(state_machine.AE_7)
+    assert "primitive = recv_pdu.to_primitive()" in source(state_machine.AE_6)
+    assert "length += len(item)" in source(A_ASSOCIATE_AC.pdu_length.fget)
+    assert "bytestream += item.encode()" in source(A_ASSOCIATE_AC._wrap_encode_items)
+    primitive = A_ASSOCIATE()
+    primitive.calling_ae_title = primitive.called_ae_title = "X"
+    primitive.application_context_name = UID("1.2.840.10008.3.1.1.1")
+    first, last = A_ASSOCIATE_AC(primitive).variable_items
+    assert isinstance(first, ApplicationContextItem)
+    assert isinstance(last, UserInformationItem)
 
 
 def test_default_handlers_of_interventions_can_be_shared() -> None:

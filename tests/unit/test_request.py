@@ -18,24 +18,34 @@ pytestmark = pytest.mark.unit
 
 def test_a_sound_request_stays_as_it_is() -> None:
     sent = request(user=user_item(item(0x55, b"VERSION_1"), item(0x53, b"\0\1\0\1")))
-    reviewed, rejection = review(memoryview(sent))
-    assert (bytes(reviewed), rejection) == (sent, None)
+    reviewed = review(memoryview(sent))
+    rest = request((), user=user_item(item(0x55, b"VERSION_1"), item(0x53, b"\0\1\0\1")))
+    assert (bytes(reviewed.head), reviewed.rejection) == (rest, None)
+    assert [
+        (
+            context.context_id,
+            str(context.abstract_syntax).encode(),
+            [syntax.encode() for syntax in context.transfer_syntax],
+        )
+        for context in reviewed.contexts
+    ] == [(number, abstract, list(transfer)) for number, abstract, transfer in CONTEXTS]
 
 
 def test_what_is_unknown_is_left_out_and_all_lengths_are_true() -> None:
-    reviewed, rejection = review(
+    reviewed = review(
         memoryview(request(user=user_item(item(0x5F, bytes(99))), more=item(0x77, b"x"), calling=b"A\0\0", version=5))
     )
-    assert (bytes(reviewed), rejection) == (request(calling=b"A"), None)
+    assert (bytes(reviewed.head), reviewed.rejection) == (request((), calling=b"A"), None)
+    assert len(reviewed.contexts) == len(CONTEXTS)
     decoded = A_ASSOCIATE_RQ()
-    decoded.decode(bytes(reviewed))
-    assert len(decoded.presentation_context) == len(CONTEXTS)
+    decoded.decode(bytes(reviewed.head))
+    assert decoded.calling_ae_title == "A"
 
 
 def test_as_many_contexts_as_there_are_numbers() -> None:
     syntaxes = tuple(b"1.2.%d" % number for number in range(64))
     sent = request([(number, b"1.2.3", syntaxes) for number in range(1, 256, 2)])
-    assert review(memoryview(sent))[1] is None
+    assert review(memoryview(sent)).rejection is None
     assert ITEM_LIMIT > 128 * 66
 
 
@@ -53,10 +63,10 @@ def test_no_bytes_make_it_raise_anything_else() -> None:
         for _ in range(chance.randint(1, 4)):
             damaged[chance.randrange(6, len(damaged))] = chance.randrange(256)
         try:
-            reviewed, _rejection = review(memoryview(bytes(damaged[: chance.choice((len(damaged), 80, 200))])))
+            reviewed = review(memoryview(bytes(damaged[: chance.choice((len(damaged), 80, 200))])))
         except Malformed:
             continue
-        assert len(reviewed) <= len(damaged)
+        assert len(reviewed.head) <= len(damaged)
 
 
 def test_knocks_are_told_by_the_minute_and_within_bounds() -> None:
