@@ -89,12 +89,13 @@ def serve(config: Config, role: Role, reload: Callable[[], Config]) -> int:
         role.draining()
         server.should_exit = True
         thread.join()
+        node.readers.close()
         return int(ExitCode.OK if role.stopping else ExitCode.UNAVAILABLE)
 
 
 def _renewed(node: WebNode, config: Config) -> WebNode:
     """Return the node with another configuration; who is logged in stays so."""
-    return WebNode(config, node.layout, node.users, node.sessions, node.live, node.log)
+    return WebNode(config, node.layout, node.users, node.sessions, node.live, node.readers, node.log)
 
 
 def _settings(config: Config, app: ASGIApp) -> uvicorn.Config:
