@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import uvicorn
@@ -18,6 +19,7 @@ from ctnode.ops.role import Role
 from ctnode.web.access import require_access
 from ctnode.web.app import make_app
 from ctnode.web.context import WebNode, make_node
+from ctnode.web.rendering import prepare
 from ctnode.web.upload import sweep
 from ctnode.wire.listener import listening_address
 from ctnode.words import ExitCode, Unavailable
@@ -80,6 +82,7 @@ def serve(config: Config, role: Role, reload: Callable[[], Config]) -> int:
         role.report(address=address, port=port, tls=bool(config.web.certificate))
         role.ready()
         log.get().info("page served", host=address, port=port)
+        prepare()
         while thread.is_alive() and not role.stopping:
             if role.reload_wanted:
                 role.reload_wanted = False
@@ -95,7 +98,7 @@ def serve(config: Config, role: Role, reload: Callable[[], Config]) -> int:
 
 def _renewed(node: WebNode, config: Config) -> WebNode:
     """Return the node with another configuration; who is logged in stays so."""
-    return WebNode(config, node.layout, node.users, node.sessions, node.live, node.readers, node.log)
+    return replace(node, config=config)
 
 
 def _settings(config: Config, app: ASGIApp) -> uvicorn.Config:
