@@ -157,6 +157,22 @@ class Database:
             self.connection.rollback()
             raise
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Read in a block under one lock, as of one moment; only for statements that take milliseconds together.
+
+        Without WAL each statement alone may have to wait for a commit. No file may be opened within the block: a
+        results folder may lie on another host, and all commits wait for the end of the block.
+        """
+        if self.connection.in_transaction:
+            yield
+            return
+        self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.rollback()
+
     def execute(self, statement: str, parameters: Parameters = ()) -> sqlite3.Cursor:
         """Run one statement inside the current transaction."""
         return self.connection.execute(statement, parameters)

@@ -41,15 +41,14 @@ class Why:
 
 def why(database: Database, layout: Layout, series: catalog.Series) -> Why:
     """Return the life of a series."""
-    return Why(
-        series,
-        catalog.associations_of(database, series.id),
-        tuple(evidence.of_series(database, series.id)),
-        chapters(database, layout, series),
-        tuple(history(database, series)),
-        tuple(describe_headers(counts.of_series(database, series.id))),
-        catalog.study_state(database, series.id),
-    )
+    with database.at_once():
+        senders = catalog.associations_of(database, series.id)
+        said = tuple(evidence.of_series(database, series.id))
+        study_state = catalog.study_state(database, series.id)
+    # These read each instance of the series: each for itself, so that no commit waits for both.
+    events = tuple(history(database, series))
+    headers = tuple(describe_headers(counts.of_series(database, series.id)))
+    return Why(series, senders, said, chapters(database, layout, series), events, headers, study_state)
 
 
 def awaited(chapter: Chapter, hold: str, study: StudyState) -> str:

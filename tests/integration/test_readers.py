@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,22 @@ def test_a_statement_that_was_left_in_its_midst_holds_up_no_commit(
         with writer.immediate():
             writer.count("n0000")
     assert seen(readers) == 2
+
+
+def test_what_is_read_at_once_is_of_one_moment_and_under_one_lock(
+    index: Path, readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CTNODE_TEST_JOURNAL", "truncate")
+    with Database(index) as writer, readers.reading() as database:
+        writer.connection.execute("PRAGMA busy_timeout = 0")
+        with database.at_once():
+            assert database.counters()["n0000"] == 1
+            with database.at_once(), pytest.raises(sqlite3.OperationalError, match="locked"), writer.immediate():
+                writer.count("n0000")
+            assert database.counters()["n0000"] == 1
+        with writer.immediate():
+            writer.count("n0000")
+        assert database.counters()["n0000"] == 2
 
 
 def test_another_index_in_the_same_place_is_the_one_that_is_read(index: Path, readers: Readers) -> None:
