@@ -93,10 +93,12 @@ def _chapter_as_json(chapter: Chapter, hold: str, study: StudyState) -> dict[str
 
 def as_times(record: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, Any]:
     """Return a record for JSON with its times (``..._at``, ``deadline``, ``at``) as ISO 8601."""
-    return {
-        key: iso(value) if key == "at" or key.endswith("_at") or key in {"deadline", *names} else value
-        for key, value in record.items()
-    }
+    return {key: iso(value) if is_time(key) or key in names else value for key, value in record.items()}
+
+
+def is_time(name: str) -> bool:
+    """Return whether a field of a record is a time, by its name."""
+    return name == "at" or name.endswith("_at") or name == "deadline"
 
 
 def ranges(numbers: Sequence[int]) -> str:
