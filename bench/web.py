@@ -33,6 +33,11 @@ TARGET_PAGE_MS = 100.0
 TARGET_STATEMENT_MS = 10.0
 SENDERS = 4
 LOOKS_PER_S = 4.0
+# A series as large as a whole heart in many phases.
+LARGE, LARGE_SERIES = 5000, 5000
+# A series whose instances are searched, and the folder of the files that are there for it.
+SEARCHED, LAID = 77, "s"
+ROOM_BYTES = 2 << 30
 PAGES = (
     "/series",
     "/series?before=5000",
@@ -42,13 +47,14 @@ PAGES = (
     "/series?state=FAILED&verdict=SUSPECT",
     "/series?modality=XX",
     "/series/4321",
+    f"/series/{LARGE_SERIES}",
     "/",
     "/problems",
     "/api/v1/series?limit=500",
     "/dicom-web/studies?limit=50",
-    "/dicom-web/studies?StudyInstanceUID=1.2.840.77",
-    "/dicom-web/studies/1.2.840.77/series",
-    "/dicom-web/studies/1.2.840.77/series/9.8.77/instances",
+    f"/dicom-web/studies?StudyInstanceUID=1.2.840.{SEARCHED}",
+    f"/dicom-web/studies/1.2.840.{SEARCHED}/series",
+    f"/dicom-web/studies/1.2.840.{SEARCHED}/series/9.8.{SEARCHED}/instances",
     "/dicom-web/series?limit=50",
     "/dicom-web/instances?limit=100",
 )
@@ -60,12 +66,13 @@ def fill(root: Path, series: int, instances: int) -> None:
     with Database(root / "ctnode.db") as index:
         index.migrate()
         many = index.connection.executemany
-        each = instances // series
+        each = (instances - LARGE) // (series - 1)
+        counts = {k: LARGE if k == LARGE_SERIES else each for k in range(1, series + 1)}
         with index.immediate():
             many(
                 "INSERT INTO associations (id, name, door, calling_ae, called_ae, peer_address, opened_at, how,"
                 " instances) VALUES (?, ?, 'network', ?, 'CTNODE', '10.0.0.1:4711', ?, 'released', ?)",
-                ((k, f"a{k}", f"CT{k % 7}", k, each) for k in range(1, series + 1)),
+                ((k, f"a{k}", f"CT{k % 7}", k, count) for k, count in counts.items()),
             )
             many(
                 "INSERT INTO studies (id, uid, state, first_at, last_at) VALUES (?, ?, 'COMPLETE', ?, ?)",
@@ -73,13 +80,14 @@ def fill(root: Path, series: int, instances: int) -> None:
             )
             many(
                 "INSERT INTO series (id, study_id, uid, split, modality, patient_key, frame_of_reference, rows,"
-                " columns, instances, first_at, last_at) VALUES (?, ?, ?, 1, 'CT', 'k', 'f', 512, 512, ?, ?, ?)",
-                ((k, k, f"9.8.{k}", each, k, k) for k in range(1, series + 1)),
+                " columns, instances, ct_instances, first_at, last_at)"
+                " VALUES (?, ?, ?, 1, 'CT', 'k', 'f', 512, 512, ?, ?, ?, ?)",
+                ((k, k, f"9.8.{k}", count, count, k, k) for k, count in counts.items()),
             )
             many(
                 "INSERT INTO association_series (association_id, series_id, instances, last_arrival)"
                 " VALUES (?, ?, ?, ?)",
-                ((k, k, each, k) for k in range(1, series + 1)),
+                ((k, k, count, k) for k, count in counts.items()),
             )
             many(
                 "INSERT INTO revisions (id, series_id, n, state, opened_at, last_arrival, quiet_s, deadline, verdict)"
@@ -105,16 +113,25 @@ def fill(root: Path, series: int, instances: int) -> None:
                 "INSERT INTO instances (series_id, sop_instance, sop_class, transfer_syntax, digest, path, bytes,"
                 " arrived_at, association_id, revision, is_localizer)"
                 " VALUES (?, ?, '1.2.840.10008.5.1.4.1.1.2', '1.2.840.10008.1.2.1', ?, ?, 526000, ?, ?, 1, 0)",
-                _instances(series, each),
+                _instances(counts),
             )
-            for name, value in (("series", series), ("instances", series * each)):
+            for name, value in (("series", series), ("instances", sum(counts.values()))):
                 index.count(name, value)
 
 
-def _instances(series: int, each: int) -> Iterator[tuple[Any, ...]]:
-    for k in range(1, series + 1):
-        for i in range(each):
-            yield k, f"9.8.{k}.{i}", f"{k * each + i:064x}", f"s/{k}/{i}.dcm", k, k
+def _instances(counts: dict[int, int]) -> Iterator[tuple[Any, ...]]:
+    for k, count in counts.items():
+        for i in range(count):
+            yield k, f"9.8.{k}.{i}", f"{k:032x}{i:032x}", f"{LAID}/{k}/{i}.dcm", k, k
+
+
+def lay_files(store: Path, header: Path, series: int) -> None:
+    """Write the files whose headers the searches read: the first of the newest series, all of one."""
+    wanted = [(k, 0) for k in range(max(1, series - 100), series + 1)] + [(SEARCHED, i) for i in range(100)]
+    for k, i in wanted:
+        place = store / LAID / str(k) / f"{i}.dcm"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(header, place)
 
 
 class _Rows:
@@ -320,10 +337,11 @@ def push_and_look(place: Path, rounds: int, seconds: float) -> None:
 
 
 def _make_room(store: Path) -> None:
-    """Remove what is settled; nothing here reads it again."""
+    """Remove what the senders brought and what is settled: it would fill a disk, and nothing here reads it again."""
     for folder in store.glob("*/*"):
-        for file in list(folder.iterdir()):
+        for file in list(folder.iterdir()) if folder.parent.name != LAID else ():
             file.unlink(missing_ok=True)
+    assert shutil.disk_usage(store).free > ROOM_BYTES, "the room that this needs is not there"
 
 
 def _turn(
@@ -380,6 +398,7 @@ def main() -> None:
     try:
         began = time.monotonic()
         fill(place / "root", chosen.series, chosen.instances)
+        lay_files(place / "root" / "store", small_series(place, 2)[1][0], chosen.series)
         spent = time.monotonic() - began
         print(f"an index of {chosen.series} series and {chosen.instances} instances, made in {spent:.0f} s")
         print(f"SQLite {sqlite3.sqlite_version}, journal {journal_mode()}")
