@@ -35,6 +35,7 @@ class Site:
 
     def close(self) -> None:
         """Close the index."""
+        self.node.readers.close()
         self.root.close()
 
     def csrf(self, client: TestClient | None = None) -> str:

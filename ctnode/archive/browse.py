@@ -94,12 +94,13 @@ def series(database: Database, wanted: Filter, *, before: int = NEWEST, limit: i
     position: int | None = before
     for _ in range(PIECES_LIMIT):
         assert position is not None
-        lines, position = _piece(database, wanted, exact, position, limit - len(found))
-        found += lines
+        with database.at_once():
+            lines, position = _piece(database, wanted, exact, position, limit - len(found))
+            found += _with_more(database, lines)
         if position is None or len(found) >= limit:
             break
     is_cut = position is not None and len(found) < limit
-    return Page(_with_more(database, found), position, is_cut)
+    return Page(tuple(found), position, is_cut)
 
 
 def _piece(
@@ -184,6 +185,8 @@ def _listed(row: dict[str, Any]) -> Listed:
 
 def _with_more(database: Database, found: Sequence[Listed]) -> tuple[Listed, ...]:
     """Return the lines with who sent each series last, and what became of its volumes."""
+    if not found:
+        return ()
     fed = database.execute(
         "SELECT fed.series_id, CASE WHEN a.calling_ae <> '' THEN a.calling_ae ELSE a.door END"
         " FROM association_series AS fed JOIN associations AS a ON a.id = fed.association_id"

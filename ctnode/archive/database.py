@@ -49,14 +49,16 @@ class Database:
         The file.
     readonly
         For commands that only look; they never create the file.
+    is_shared
+        Whether it goes from thread to thread, one at a time.
     """
 
-    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+    def __init__(self, path: Path, *, readonly: bool = False, is_shared: bool = False) -> None:
         self.path = path
         if readonly and not path.is_file():
             raise Unavailable(f"no index at {path}", hint="start the node once with `ctnode run`")
         target = f"file:{quote(str(path))}{'?mode=ro' if readonly else ''}"
-        self.connection = sqlite3.connect(target, uri=True, timeout=BUSY_TIMEOUT_S)
+        self.connection = sqlite3.connect(target, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=not is_shared)
         self.tables = sqlite_utils.Database(self.connection)
         self._pragmas(readonly=readonly)
 
@@ -154,6 +156,22 @@ class Database:
             # Also when the commit itself failed: what stays open would swallow the next transaction.
             self.connection.rollback()
             raise
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Read in a block under one lock, as of one moment; only for statements that take milliseconds together.
+
+        Without WAL each statement alone may have to wait for a commit. No file may be opened within the block: a
+        results folder may lie on another host, and all commits wait for the end of the block.
+        """
+        if self.connection.in_transaction:
+            yield
+            return
+        self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.rollback()
 
     def execute(self, statement: str, parameters: Parameters = ()) -> sqlite3.Cursor:
         """Run one statement inside the current transaction."""

@@ -64,14 +64,15 @@ class Chapter:
 
 def chapters(database: Database, layout: Layout, series: catalog.Series) -> tuple[Chapter, ...]:
     """Return the revisions of ``series``, oldest first."""
-    all_jobs = jobs.of_series(database, series.id)
-    all_deliveries = outbox.of_series(database, series.id)
-    entries = timeline.read(database, series.id)
-    rows = database.rows(
-        "SELECT id, n, state, reason, opened_at, last_arrival AS last_arrival_at, deadline, verdict, verdict_at,"
-        " evidence, rule, otherwise, awaits, policy, instances FROM revisions WHERE series_id = ? ORDER BY n",
-        (series.id,),
-    )
+    with database.at_once():
+        all_jobs = jobs.of_series(database, series.id)
+        all_deliveries = outbox.of_series(database, series.id)
+        entries = timeline.read(database, series.id)
+        rows = database.rows(
+            "SELECT id, n, state, reason, opened_at, last_arrival AS last_arrival_at, deadline, verdict, verdict_at,"
+            " evidence, rule, otherwise, awaits, policy, instances FROM revisions WHERE series_id = ? ORDER BY n",
+            (series.id,),
+        )
     found = []
     for row in rows:
         revision_id = row.pop("id")

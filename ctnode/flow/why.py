@@ -41,15 +41,14 @@ class Why:
 
 def why(database: Database, layout: Layout, series: catalog.Series) -> Why:
     """Return the life of a series."""
-    return Why(
-        series,
-        catalog.associations_of(database, series.id),
-        tuple(evidence.of_series(database, series.id)),
-        chapters(database, layout, series),
-        tuple(history(database, series)),
-        tuple(describe_headers(counts.of_series(database, series.id))),
-        catalog.study_state(database, series.id),
-    )
+    with database.at_once():
+        senders = catalog.associations_of(database, series.id)
+        said = tuple(evidence.of_series(database, series.id))
+        study_state = catalog.study_state(database, series.id)
+    # These read each instance of the series: each for itself, so that no commit waits for both.
+    events = tuple(history(database, series))
+    headers = tuple(describe_headers(counts.of_series(database, series.id)))
+    return Why(series, senders, said, chapters(database, layout, series), events, headers, study_state)
 
 
 def awaited(chapter: Chapter, hold: str, study: StudyState) -> str:
@@ -94,10 +93,12 @@ def _chapter_as_json(chapter: Chapter, hold: str, study: StudyState) -> dict[str
 
 def as_times(record: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, Any]:
     """Return a record for JSON with its times (``..._at``, ``deadline``, ``at``) as ISO 8601."""
-    return {
-        key: iso(value) if key == "at" or key.endswith("_at") or key in {"deadline", *names} else value
-        for key, value in record.items()
-    }
+    return {key: iso(value) if is_time(key) or key in names else value for key, value in record.items()}
+
+
+def is_time(name: str) -> bool:
+    """Return whether a field of a record is a time, by its name."""
+    return name == "at" or name.endswith("_at") or name == "deadline"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from functools import cache
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
@@ -14,8 +16,9 @@ from starlette.routing import BaseRoute, Route
 
 from ctnode.archive import associations, browse, catalog, jobs, outbox
 from ctnode.archive.browse import Listed
+from ctnode.archive.timeline import iso
 from ctnode.archive.trouble import Trouble, trouble
-from ctnode.flow.why import as_times, why, why_as_json
+from ctnode.flow.why import as_times, is_time, why, why_as_json
 from ctnode.web import results
 from ctnode.web.context import WebNode
 from ctnode.web.deeds import DEEDS, REASON_LIMIT, ask, do
@@ -232,14 +235,22 @@ async def _reason(request: Request) -> str:
 
 def _plain(record_: Any) -> dict[str, Any]:
     """Return a frozen record as JSON, its times and those of all in it as ISO 8601."""
-    ready = _ready(asdict(record_))
-    assert isinstance(ready, dict)
-    return ready
+    return {name: _ready(name, getattr(record_, name)) for name in _names_of(record_.__class__)}
 
 
-def _ready(value: Any) -> Any:
-    if isinstance(value, dict):
+@cache
+def _names_of(kind: type) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(kind))
+
+
+def _ready(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, float):
         # Counters of roles are no records of ours: there only numbers can be times.
-        times = {key: inner for key, inner in value.items() if inner is None or isinstance(inner, float)}
-        return {key: _ready(inner) for key, inner in {**value, **as_times(times)}.items()}
-    return [_ready(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return iso(value) if is_time(name) else value
+    if isinstance(value, str | int):
+        return value
+    if isinstance(value, list | tuple):
+        return [_ready("", inner) for inner in value]
+    if isinstance(value, Mapping):
+        return {key: _ready(key, inner) for key, inner in value.items()}
+    return _plain(value)

@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -34,6 +35,7 @@ def tag_of(name: str) -> int | None:
     return tag if tag is not None and vr_of(tag) in _READABLE else None
 
 
+@lru_cache(maxsize=4096)
 def vr_of(tag: int) -> str:
     """Return the VR of a tag by the dictionary; '' where it has none."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import structlog
 
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
+from ctnode.archive.readers import Readers
 from ctnode.config import Config
 from ctnode.ops import log
 
@@ -32,6 +34,8 @@ class WebNode:
         Who may log in, and who has; they outlive a reload.
     live
         What happens now, sampled once a second.
+    readers
+        The connections to the index; they outlive a reload too.
     log
         The log of the role.
     """
@@ -41,23 +45,18 @@ class WebNode:
     users: Users
     sessions: Sessions
     live: Live
+    readers: Readers
     log: structlog.typing.FilteringBoundLogger
 
-    def open_database(self) -> Database:
-        """Return a read-only connection for the calling thread; use it in a ``with`` block, which closes it.
+    def open_database(self) -> AbstractContextManager[Database]:
+        """Return a read-only connection for a ``with`` block of the calling thread.
 
         Raises
         ------
         Unavailable
-            If there is no index yet, or it is of an older ctnode.
+            On entering, if there is no index yet, or it is of an older ctnode.
         """
-        database = Database(self.layout.database, readonly=True)
-        try:
-            database.require_current()
-        except BaseException:
-            database.close()
-            raise
-        return database
+        return self.readers.reading()
 
     def open_for_writing(self) -> Database:
         """Return a connection for one action of an operator; use it in a ``with`` block.
@@ -67,8 +66,8 @@ class WebNode:
         Unavailable
             If there is no index yet, or it is of an older ctnode: migrating is the keeper's affair.
         """
-        self.open_database().close()
-        return Database(self.layout.database)
+        with self.open_database():
+            return Database(self.layout.database)
 
 
 def make_node(config: Config) -> WebNode:
@@ -78,4 +77,5 @@ def make_node(config: Config) -> WebNode:
     from ctnode.web.users import Users
 
     layout = Layout(config.root, config.results)
-    return WebNode(config, layout, Users(config.web.users), Sessions(), Live(layout), log.get())
+    readers = Readers(layout.database)
+    return WebNode(config, layout, Users(config.web.users), Sessions(), Live(layout, readers), readers, log.get())

@@ -6,8 +6,9 @@ is named ``UID~n``, as everywhere in the node: two patients who share a UID are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from ctnode.words import BadInstance
 
 _MODALITY: Final = 0x00080060
 _PAGE: Final = 500
+_AHEAD: Final = 50
 _META_BYTES: Final = 1 << 16
 
 
@@ -55,6 +57,8 @@ class Series:
         Modality, and how many instances there are.
     row
         Its row in the index; that of the source for a series of results.
+    first
+        The instance whose header speaks for it, where its study was asked.
     results
         Its objects if it is one of results, else empty.
     """
@@ -64,7 +68,17 @@ class Series:
     modality: str
     count: int
     row: int
+    first: Instance | None = None
     results: tuple[Instance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _SeriesRow:
+    """A row of the index with the newest revision that has results, and the row of its first instance."""
+
+    row: dict[str, Any]
+    published: int | None
+    first: dict[str, Any] | None
 
 
 class Holdings:
@@ -73,6 +87,7 @@ class Holdings:
     def __init__(self, database: Database, layout: Layout) -> None:
         self._database = database
         self._layout = layout
+        self._ahead: dict[int, list[_SeriesRow]] = {}
 
     def studies(self, *, skip: int = 0) -> Iterator[Study]:
         """Yield all studies, newest first; ``skip`` of them are passed over."""
@@ -81,10 +96,45 @@ class Holdings:
             rows = self._database.rows(
                 "SELECT id, uid FROM studies WHERE id < ? ORDER BY id DESC LIMIT ? OFFSET ?", (last, _PAGE, skip)
             )
-            yield from (Study(**row) for row in rows)
+            found = [Study(**row) for row in rows]
+            for start in range(0, len(found), _AHEAD):
+                some = found[start : start + _AHEAD]
+                self._read_ahead(some)
+                yield from some
             if len(rows) < _PAGE:
                 return
             last, skip = rows[-1]["id"], 0
+
+    def _read_ahead(self, studies: Sequence[Study]) -> None:
+        """Read what the index has of some studies and their series, in three statements under one lock."""
+        wanted = json.dumps([study.id for study in studies])
+        with self._database.at_once():
+            rows = self._database.rows(
+                "SELECT study_id, id, uid, split, modality, instances, ct_instances, flags FROM series"
+                " WHERE study_id IN (SELECT value FROM json_each(?)) ORDER BY id",
+                (wanted,),
+            )
+            ids = json.dumps([row["id"] for row in rows])
+            published = dict(
+                self._database.execute(
+                    "SELECT series_id, max(n) FROM revisions WHERE series_id IN (SELECT value FROM json_each(?))"
+                    " AND state = 'DONE' GROUP BY series_id",
+                    (ids,),
+                ).fetchall()
+            )
+            firsts = {
+                row["series_id"]: row
+                for row in self._database.rows(
+                    "SELECT i.series_id, i.sop_instance, i.sop_class, i.transfer_syntax, i.path FROM json_each(?)"
+                    " JOIN instances AS i ON i.id = (SELECT f.id FROM instances AS f"
+                    " WHERE f.series_id = json_each.value AND f.is_current ORDER BY f.sop_instance LIMIT 1)",
+                    (ids,),
+                )
+            }
+        self._ahead = {study.id: [] for study in studies}
+        for row in rows:
+            found = _SeriesRow(row, published.get(row["id"]), firsts.get(row["id"]))
+            self._ahead[row["study_id"]].append(found)
 
     def study(self, uid: str) -> Study | None:
         """Return a study by its UID."""
@@ -93,20 +143,20 @@ class Holdings:
 
     def series(self, study: Study) -> list[Series]:
         """Return the series of a study, each followed by those of its published results."""
-        rows = self._database.rows(
-            "SELECT id, uid, split, modality, instances, ct_instances, flags FROM series"
-            " WHERE study_id = ? ORDER BY id",
-            (study.id,),
-        )
-        known = {row["uid"] for row in rows}
+        if study.id not in self._ahead:
+            self._read_ahead([study])
+        rows = self._ahead[study.id]
+        known = {one.row["uid"] for one in rows}
         found = []
-        for row in rows:
+        for one in rows:
+            row = one.row
             name = series_name(row["uid"], row["split"])
             if row["instances"]:
-                found.append(Series(study.uid, name, row["modality"], self._count(row), row["id"]))
-            if row["ct_instances"]:
+                made = Series(study.uid, name, row["modality"], self._count(row), row["id"])
+                found.append(replace(made, first=self._instance(made, one.first) if one.first else None))
+            if row["ct_instances"] and one.published is not None:
                 # Results that came back from elsewhere are in the index already.
-                found += [one for one in self._results(study, row) if one.name not in known]
+                found += [result for result in self._results(study, row, one.published) if result.name not in known]
         return found
 
     def one_series(self, study_uid: str, name: str) -> Series | None:
@@ -171,15 +221,9 @@ class Holdings:
         )
         return int(current["n"]) if current else 0
 
-    def _results(self, study: Study, row: dict[str, object]) -> list[Series]:
+    def _results(self, study: Study, row: dict[str, Any], newest: int) -> list[Series]:
         """Return the series in the newest published folder of a series, one for each of its series UIDs."""
-        newest = self._database.row(
-            "SELECT n FROM revisions WHERE series_id = ? AND state = 'DONE' ORDER BY n DESC LIMIT 1", (row["id"],)
-        )
-        if newest is None:
-            return []
-        split = int(str(row["split"]))
-        folder = self._layout.result_directory(study.uid, str(row["uid"]), split, newest["n"])
+        folder = self._layout.result_directory(study.uid, row["uid"], row["split"], newest)
         found: dict[str, list[tuple[str, Instance]]] = {}
         for path in sorted(folder.glob("*.dcm")):
             try:
@@ -188,8 +232,9 @@ class Holdings:
                 continue
             found.setdefault(instance.series, []).append((modality, instance))
         return [
-            Series(study.uid, name, objects[0][0], len(objects), int(str(row["id"])), tuple(one for _, one in objects))
+            Series(study.uid, name, objects[0][0], len(objects), row["id"], parts[0], parts)
             for name, objects in found.items()
+            for parts in [tuple(one for _, one in objects)]
         ]
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
+from ctnode.archive.readers import Readers
 from ctnode.ops.role import read_reports
 from ctnode.words import CtnodeError
 
@@ -50,13 +50,13 @@ class Rates:
 class Live:
     """Samples the node, tells rates, and wakes who listens."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, readers: Readers) -> None:
         self._layout = layout
+        self._readers = readers
         self._samples: deque[Sample] = deque(maxlen=HISTORY + 1)
         self._changed = asyncio.Condition()
         self._number = 0
         self._listeners = 0
-        self._database: Database | None = None
         self.ticked_at = time.monotonic()
 
     async def run(self) -> None:
@@ -86,7 +86,7 @@ class Live:
     def _look(self) -> tuple[int, Mapping[str, int]]:
         """Return the version of the index, and what each open association has brought."""
         try:
-            with Database(self._layout.database, readonly=True) as database:
+            with self._readers.reading() as database:
                 rows = database.execute(
                     "SELECT name, instances + duplicates FROM associations WHERE how = '' LIMIT 200"
                 ).fetchall()

@@ -187,7 +187,7 @@ class Search:
     def _of_study(self, study: Study, held: list[Series] | None = None) -> Hit:
         series = self._holdings.series(study) if held is None else held
         first = next((one for one in series if not one.results), None)
-        instance = next(self._holdings.instances(first), None) if first else None
+        instance = first.first if first else None
         known: Hit = {
             _STUDY: (study.uid,),
             _MODALITIES: tuple(dict.fromkeys(one.modality for one in series if one.modality)),
@@ -220,8 +220,7 @@ class Search:
             _URL: (f"{self._base_url}/studies/{series.study}/series/{series.name}",),
             _SERIES_INSTANCES: (series.count,),
         }
-        instance = next(self._holdings.instances(series), None)
-        return self._read(instance, SERIES_TAGS | (self._extra - _BELOW_SERIES)) | known
+        return self._read(series.first, SERIES_TAGS | (self._extra - _BELOW_SERIES)) | known
 
     def _instances(self, series: Series) -> Iterator[Instance]:
         wanted = self._query.wanted.get(_SOP_INSTANCE, "")

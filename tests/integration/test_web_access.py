@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,7 @@ def test_a_session_is_a_cookie_that_no_script_and_no_other_site_gets(site: Site)
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
     web = {**site.config.web.model_dump(), "behind_proxy": True}
-    site.node = site.node.__class__(
-        Config.model_validate({**site.config.model_dump(), "web": web}),
-        site.node.layout, site.node.users, site.node.sessions, site.node.live, site.node.log,
-    )  # fmt: skip
+    site.node = replace(site.node, config=Config.model_validate({**site.config.model_dump(), "web": web}))
     behind = site.browser("https://page.example").post("/login", data={"name": "alice", "password": PASSWORD})
     assert "secure" in behind.headers["set-cookie"].lower()
     assert behind.headers["strict-transport-security"]
