@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ctnode.archive import asks, catalog, counts, evidence, revisions
+from ctnode.archive import asks, associations, catalog, counts, evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.revisions import Revision, get, receiving
 from ctnode.archive.settle import Open
@@ -204,19 +204,20 @@ class WaitingRoom:
     ) -> Situation:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
-        feeders, aborted, idle = [], 0, 0
+        feeders, broken, idle = [], 0, 0
         doors: set[str] = set()
         for association_id, how, door in self.database.execute(
             "SELECT fed.association_id, a.how, a.door FROM association_series AS fed"
             " JOIN associations AS a ON a.id = fed.association_id WHERE fed.series_id = ?",
             (revision.series_id,),
         ).fetchall():
-            aborted += how in {"aborted", "lost"}
+            broken += how in associations.BROKEN
             idle += how == "idle"
             doors.add(door)
             association = opened.get(association_id)
             if association is not None:
                 feeders.append(self.listener.feeder(association, revision.series_id))
+        is_mended = bool(broken) and associations.is_mended(self.database, revision.series_id)
         silent_s = now - wait.last_arrival
         content = counts.of_series(self.database, revision.series_id)
         modality = catalog.by_id(self.database, revision.series_id).modality
@@ -226,7 +227,7 @@ class WaitingRoom:
             waited_s=now - wait.renewed,
             quiet_s=revision.quiet_s,
             feeders=tuple(feeders),
-            aborted=aborted,
+            aborted=0 if is_mended else broken,
             positions_mm=content.positions_mm,
             claims=(
                 *claims(self.database, revision, known, is_quiet=silent_s >= revision.quiet_s),
@@ -245,6 +246,7 @@ class WaitingRoom:
             ),
             notes=(
                 *notes(content),
+                *([f"{broken} association(s) that fed it were aborted, and all of it came again"] if is_mended else ()),
                 *([f"{idle} association(s) that fed it were ended by the node for their silence"] if idle else ()),
             ),
         )

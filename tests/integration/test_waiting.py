@@ -75,8 +75,9 @@ class Watch:
         began = self.clocks.monotonic()
         scan = self.root.settler.scan()
         touched = {placement.series_id for placement in scan.settled}
-        self.room.touch(touched, fed=[(one.association_id, one.series_id) for one in scan.settled])
-        self.studies.touch(touched)
+        new = {placement.series_id for placement in scan.settled if placement.is_new}
+        self.room.touch(touched, touched - new, fed=[(one.association_id, one.series_id) for one in scan.settled])
+        self.studies.touch(new)
         if not scan.is_whole:
             return []
         ripe = self.room.ripe(began, touched, scan.open_associations, self.settings, self.rules, self.peers)
@@ -520,6 +521,27 @@ def test_a_late_instance_opens_the_study_again(watch: Watch) -> None:
     watch.turn()
     assert study(watch) == "OPEN"
     watch.go(2 * QUIET_S + 1)
+    assert study(watch) == "COMPLETE"
+
+
+def test_an_identical_resend_leaves_a_study_as_it_is(watch: Watch) -> None:
+    """Nobody would complete it again: no series of it waits."""
+    watch.root.push(stack(3))
+    watch.turn()
+    watch.go(QUIET_S + 1)
+    watch.root.push(stack(3))
+    watch.turn()
+    assert (study(watch), len(watch.studies)) == ("COMPLETE", 0)
+
+
+def test_a_new_series_opens_its_study_and_a_resend_of_another_with_it_is_no_matter(watch: Watch) -> None:
+    watch.root.push(stack(3))
+    watch.turn()
+    watch.go(QUIET_S + 1)
+    watch.root.push([*stack(3), *stack(2, series="1.2.3.2")])
+    watch.turn()
+    assert study(watch) == "OPEN"
+    watch.go(QUIET_S + 1)
     assert study(watch) == "COMPLETE"
 
 
