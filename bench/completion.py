@@ -77,10 +77,10 @@ def units(scenario: Scenario, played: Played) -> list[Unit]:
     for key, came in arrived.items():
         verdicts = [verdict for verdict in played.verdicts if (verdict.series, verdict.split) == key]
         pieces = pieces_of([at for at, _ in came], scenario.pieces)
-        hold_s = float(str(scenario.settings.get("association_hold_s", 60.0)))
+        longest_s = float(str(scenario.settings.get("max_wait_s", 900.0)))
         if verdicts and verdicts[-1].rule == PROOF:
             kind = "proof"
-        elif all(is_held(came, ended, pieces, hold_s)):
+        elif all(is_held(came, ended, pieces, longest_s)):
             kind = "open"
         else:
             kind = "doubt"
@@ -92,7 +92,7 @@ def units(scenario: Scenario, played: Played) -> list[Unit]:
 
 
 def is_held(
-    came: Sequence[tuple[float, str]], ended: dict[str, float], pieces: Sequence[Sequence[float]], hold_s: float
+    came: Sequence[tuple[float, str]], ended: dict[str, float], pieces: Sequence[Sequence[float]], longest_s: float
 ) -> list[bool]:
     """Tell of each pause inside a piece whether an association that fed the series was open all along."""
     firsts = {piece[0] for piece in pieces}
@@ -102,7 +102,7 @@ def is_held(
         if after in firsts or after - before <= 5.0:
             continue
         feeding = {who for at, who in came[:place] if ended.get(who, float("inf")) >= after}
-        told.append(bool(feeding) and after - before < hold_s)
+        told.append(bool(feeding) and after - before < longest_s)
     return told
 
 
@@ -139,8 +139,8 @@ RULES = {
 }
 KINDS = {
     "proof": "a list of the sender is held whole",
-    "open": "no list; every pause inside an open association and shorter than its hold",
-    "doubt": "no list; a pause without an association or longer than its hold",
+    "open": "no list; every pause inside an open association and shorter than the longest wait",
+    "doubt": "no list; a pause without an open association or longer than the longest wait",
 }
 
 

@@ -184,7 +184,7 @@ class Play:
     def closes(self, who: str, how: str) -> None:
         if who in self.begun:
             self.begun.pop(who)[0].discard()
-        self.journals.pop(who).close({"releases": "released", "aborts": "aborted", "vanishes": "lost"}[how])
+        self.journals.pop(who).close(_ENDS[how])
         self.arrivals.append(Arrival(self.clocks.passed_s, "", 0, who))
 
     def comes(self, what: str, how: str) -> None:
@@ -251,13 +251,19 @@ class Play:
             self.world.finish()
 
 
+_ENDS: Final = {
+    "releases": "released",
+    "aborts": "aborted",
+    "vanishes": "lost",
+    "is ended for its silence": "idle",
+}
 _LIST: Final = r"([\d,-]+)"
 _VERBS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     (r"([A-Z]) opens(?: from (PACS))?", Play.opens),
     (rf"([A-Z]) sends {_LIST}(.*)", Play.sends),
     (r"([A-Z]) begins (\d+)", Play.begins),
     (r"([A-Z]) ends it", Play.ends_slice),
-    (r"([A-Z]) (releases|aborts|vanishes)", Play.closes),
+    (rf"([A-Z]) ({'|'.join(_ENDS)})", Play.closes),
     (rf"{_LIST} come, each in an association of its own(.*)", Play.comes),
     (r"MPPS ?(\d*) begins", Play.step_begins),
     (rf"MPPS ?(\d*) (completed|discontinued)(?: with {_LIST})?(.*)", Play.step_ends),

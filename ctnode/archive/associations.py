@@ -67,6 +67,25 @@ def last_arrival(database: Database, association_id: int, opened_at: float) -> f
     return opened_at if last is None else max(opened_at, float(last))
 
 
+# How an association ends that may have had more to bring.
+BROKEN: Final = ("aborted", "lost")
+
+
+def is_mended(database: Database, series_id: int) -> bool:
+    """Return whether all of a series came, or came again, over released associations that began after each broken one.
+
+    Then whoever was cut off has begun anew and has come to the end.
+    """
+    row = database.execute(
+        "SELECT 1 FROM instances JOIN associations AS a ON a.id = coalesce(again_in, association_id)"
+        " WHERE series_id = ?1 AND is_current AND (a.how <> 'released' OR a.opened_at < (SELECT max(b.ended_at)"
+        " FROM association_series AS fed JOIN associations AS b ON b.id = fed.association_id"
+        " WHERE fed.series_id = ?1 AND b.how IN (?2, ?3))) LIMIT 1",
+        (series_id, *BROKEN),
+    ).fetchone()
+    return row is None
+
+
 def end(database: Database, association: Association, ending: Ending) -> None:
     """Write down once how an association ended, also in the timeline of each series that it fed; in a transaction."""
     changed = database.execute(

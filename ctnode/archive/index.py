@@ -128,6 +128,9 @@ class Index:
                 self.database.execute("DELETE FROM going WHERE instance_id = ?", (instance_id,))
                 if arrived != [arrival.association.id, arrival.arrived_at]:
                     # Else it is the file of this very row, whose move a crash cut short.
+                    self.database.execute(
+                        "UPDATE instances SET again_in = ? WHERE id = ?", (arrival.association.id, instance_id)
+                    )
                     self._again(series, arrival, batch)
                 return Placement(
                     arrival.path, self.layout.store / path, series.id, arrival.association.id, is_new=False
@@ -175,16 +178,20 @@ class Index:
         self._instance(series_id, arrival, path, 1, batch)
 
     def _study(self, uid: str, at: float) -> int:
-        row = self.database.execute("SELECT id, state FROM studies WHERE uid = ?", (uid,)).fetchone()
+        row = self.database.execute("SELECT id FROM studies WHERE uid = ?", (uid,)).fetchone()
         if row is None:
             self.database.count("studies")
             return self.database.insert(
                 "INSERT INTO studies (uid, state, first_at, last_at) VALUES (?, ?, ?, ?)",
                 (uid, StudyState.OPEN, at, at),
             )
-        state = next_state(STUDY_TRANSITIONS, StudyState(row[1]), StudyEvent.ARRIVE)
-        self.database.execute("UPDATE studies SET state = ? WHERE id = ?", (state, row[0]))
         return int(row[0])
+
+    def _reopen(self, study_id: int) -> None:
+        """Open a study that something new came for; an identical resend is nothing new."""
+        (state,) = self.database.execute("SELECT state FROM studies WHERE id = ?", (study_id,)).fetchone()
+        opened = next_state(STUDY_TRANSITIONS, StudyState(state), StudyEvent.ARRIVE)
+        self.database.execute("UPDATE studies SET state = ? WHERE id = ?", (opened, study_id))
 
     def _series(self, study_id: int, arrival: Arrival) -> Place:
         header = arrival.header
@@ -263,6 +270,7 @@ class Index:
         current = batch.revisions.get(series.id)
         row = None
         if current is None:
+            self._reopen(series.study_id)
             row = self.database.execute(
                 "SELECT n, state, last_arrival, quiet_s FROM revisions WHERE series_id = ? ORDER BY n DESC LIMIT 1",
                 (series.id,),

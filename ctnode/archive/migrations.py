@@ -10,5 +10,6 @@ from ctnode.archive import schema_keys as schema_keys
 from ctnode.archive import schema_alerts as schema_alerts
 from ctnode.archive import schema_metrics as schema_metrics
 from ctnode.archive import schema_web as schema_web
+from ctnode.archive import schema_again as schema_again
 
 __all__ = ["MIGRATIONS"]

@@ -209,7 +209,7 @@ class Journal:
             self._append({"what": what, **fields})
 
     def close(self, how: str, **more: object) -> None:
-        """End the journal: ``released``, ``aborted``, ``lost`` (the peer vanished) or ``drained``."""
+        """End the journal: ``released``, ``aborted``, ``lost`` (the peer vanished), ``idle`` or ``drained``."""
         if self._file < 0:
             return
         try:

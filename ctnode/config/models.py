@@ -89,7 +89,7 @@ class Completion(Section):
     )
     max_wait_s: Seconds = Field(900.0, description="seconds since the last new instance after which waiting ends")
     association_hold_s: Seconds = Field(
-        60.0, description="seconds of silence after which an open association holds nothing"
+        60.0, description="seconds of silence after which an open association holds no series that it has gone on from"
     )
     suspect: Literal["process", "hold"] = Field(
         "process", description="what happens to a SUSPECT series: process and mark it, or hold it for the operator"

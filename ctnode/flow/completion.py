@@ -8,6 +8,7 @@ quiet time has to pass, and no open association may feed the series; its end by 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,12 +38,15 @@ class Feeder:
     is_storing
         Whether it is in the middle of a C-STORE.
     elsewhere_s
-        Seconds between its last instance of this series and its last instance of any.
+        Seconds from its first instance of another series since its last of this one to its last instance of any.
+    has_gone_on
+        Whether it has begun another series since its last instance of this one.
     """
 
     silent_s: float
     is_storing: bool
     elsewhere_s: float
+    has_gone_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +137,21 @@ class Decision:
     otherwise: str
 
 
-def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float) -> Wait | Decision:
-    """Decide whether a revision is complete."""
+def decide(
+    situation: Situation, *, max_wait_s: float, association_hold_s: float, last_hold_s: float = math.inf
+) -> Wait | Decision:
+    """Decide whether a revision is complete.
+
+    Parameters
+    ----------
+    situation
+        What is known.
+    max_wait_s
+        Seconds since the last new instance after which there is a verdict in any case.
+    association_hold_s, last_hold_s
+        Seconds of silence after which an open association holds nothing: of what it has gone on from, and of what it
+        sent last.
+    """
     missing = [claim for claim in situation.claims if claim.missing]
     proofs = [claim for claim in situation.claims if claim.covers and not claim.missing and not claim.is_early]
     if proofs and not missing:
@@ -152,11 +169,9 @@ def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float
     rest_s = min(situation.quiet_s - situation.silent_s, left_s)
     if rest_s > 0:
         return Wait(rest_s, "quiet time has not passed")
-    holding = [feeder for feeder in situation.feeders if holds(feeder, situation.quiet_s, association_hold_s)]
-    if holding:
+    if any(holds(feeder, situation.quiet_s, association_hold_s, last_hold_s) for feeder in situation.feeders):
         # It may end or turn to other series at any time; neither rings a bell.
-        until_s = min(HELD_LOOK_S, *(max(association_hold_s - feeder.silent_s, 0.1) for feeder in holding))
-        return Wait(min(until_s, left_s), "an open association still feeds it")
+        return Wait(min(HELD_LOOK_S, left_s), "an open association still feeds it")
     if missing:
         return Wait(left_s, "; ".join(_short(claim) for claim in missing))
     if situation.in_progress:
@@ -249,15 +264,16 @@ def describe_number_gaps(numbers: Sequence[int]) -> str:
     return f"{count} instance number(s) missing between {ordered[0]} and {ordered[-1]}: {named}{more}"
 
 
-def holds(feeder: Feeder, quiet_s: float, association_hold_s: float) -> bool:
+def holds(feeder: Feeder, quiet_s: float, association_hold_s: float, last_hold_s: float) -> bool:
     """Return whether an open association keeps its series waiting.
 
     It does while it is in a C-STORE or was silent for less than the hold, and no longer once it has sent other series
-    for a whole quiet time.
+    for a whole quiet time. How long its silence means nothing depends on whether it has gone on to another series: who
+    has not may be in the middle of this one.
     """
     if feeder.elsewhere_s >= quiet_s:
         return False
-    return feeder.is_storing or feeder.silent_s < association_hold_s
+    return feeder.is_storing or feeder.silent_s < (association_hold_s if feeder.has_gone_on else last_hold_s)
 
 
 def describe_gap(positions_mm: Sequence[float], *, same_mm: float = 0.01, gap_ratio: float = GAP_RATIO) -> str:

@@ -16,7 +16,7 @@ from ctnode.archive import evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.settle import Open
 from ctnode.config import Completion
-from ctnode.flow.waiting import Clock
+from ctnode.flow.listening import Clock
 
 LOOK_S: Final = 1.0
 

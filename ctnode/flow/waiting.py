@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ctnode.archive import asks, catalog, counts, evidence, revisions
+from ctnode.archive import asks, associations, catalog, counts, evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.revisions import Revision, get, receiving
 from ctnode.archive.settle import Open
 from ctnode.config import Completion, CompletionRule
 from ctnode.flow.claims import claims, discontinued, in_progress, notes, of_concatenations
-from ctnode.flow.completion import AT_ONCE, Decision, Feeder, Situation, Wait, decide
+from ctnode.flow.completion import AT_ONCE, Decision, Situation, Wait, decide
+from ctnode.flow.listening import Clock, Listener
 from ctnode.flow.policy import Policy, policy_of, sender_of
 from ctnode.words import EvidenceKind
 
@@ -26,8 +27,6 @@ from ctnode.words import EvidenceKind
 IMPORT: Final = "import"
 # So long a question may take from the end of the quiet time to its row.
 PLAN_S: Final = 15.0
-
-Clock = Callable[[], float]
 
 
 @dataclass(slots=True)
@@ -38,14 +37,6 @@ class _Wait:
     look_at: float
     # The longest wait that its policy allows; not known before the first look.
     longest_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """When an open association was last heard of: what the journal says, and when that was on our clock."""
-
-    last_arrival: float
-    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +56,7 @@ class WaitingRoom:
         self.monotonic = monotonic
         self.wall = wall
         self._waits: dict[int, _Wait] = {}
-        self._heard: dict[int, _Heard] = {}
-        # When an open association last brought something for a series: by association and series.
-        self._fed: dict[tuple[int, int], float] = {}
+        self.listener = Listener(database, monotonic, wall)
         # Series that something came for since the last look, which may have completed a list.
         self._fresh: set[int] = set()
         self._version = -1
@@ -106,10 +95,10 @@ class WaitingRoom:
         resent
             Those that got nothing but what they had: it restarts their quiet time, not their longest wait.
         fed
-            Which association brought something for which series.
+            Which association brought something for which series, in the order of arrival.
         """
         now = self.monotonic()
-        self._fed.update(dict.fromkeys(fed, now))
+        self.listener.note(fed)
         for series_id in set(series_ids):
             row = self.database.execute(
                 "SELECT id, quiet_s FROM revisions WHERE series_id = ? AND state = 'RECEIVING'", (series_id,)
@@ -169,7 +158,7 @@ class WaitingRoom:
         ripe = []
         own = [rule.max_wait_s for rule in rules if rule.max_wait_s is not None]
         self._max_wait_s = min(settings.max_wait_s, *own) if own else settings.max_wait_s
-        self._listen(opened := tuple(opened))
+        self.listener.listen(opened := tuple(opened))
         by_id = {association.association_id: association for association in opened}
         version = evidence.version(self.database)
         is_told, self._version = version != self._version, version
@@ -187,6 +176,7 @@ class WaitingRoom:
                 self._situation(revision, wait, by_id, policy, answerer),
                 max_wait_s=policy.max_wait_s,
                 association_hold_s=policy.association_hold_s,
+                last_hold_s=policy.last_hold_s,
             )
             # What was not due can only be complete by a list or by the operator's word: both need no quiet.
             if isinstance(decision, Decision) and (is_due or decision.rule in AT_ONCE):
@@ -196,36 +186,6 @@ class WaitingRoom:
                 if decision.reason != revision.awaits:
                     revisions.await_next(self.database, revision_id, decision.reason, policy.rule)
         return ripe
-
-    def _listen(self, opened: Iterable[Open]) -> None:
-        """Note on the monotonic clock when each open association was last heard of."""
-        now, wall = self.monotonic(), self.wall()
-        heard = {}
-        for association in opened:
-            known = self._heard.get(association.association_id)
-            if known is None:
-                # Its silence so far can only be read from the wall clock.
-                at = now - max(0.0, wall - association.last_arrival)
-                known = _Heard(association.last_arrival, at)
-                self._restore_fed(association, at)
-            elif known.last_arrival != association.last_arrival:
-                known = _Heard(association.last_arrival, now)
-            heard[association.association_id] = known
-        self._heard = heard
-        self._fed = {pair: at for pair, at in self._fed.items() if pair[0] in heard}
-
-    def _restore_fed(self, association: Open, heard_at: float) -> None:
-        """Take over from the index what an association that is new to us fed before we looked."""
-        for series_id, last_arrival in self.database.execute(
-            "SELECT series_id, last_arrival FROM association_series WHERE association_id = ?",
-            (association.association_id,),
-        ).fetchall():
-            pair = (association.association_id, series_id)
-            self._fed.setdefault(pair, heard_at - max(0.0, association.last_arrival - last_arrival))
-
-    def silent_s(self, association_id: int) -> float:
-        """Return how long an open association has been silent at the last look."""
-        return self.monotonic() - self._heard[association_id].at
 
     def leave(self, revision_id: int) -> None:
         """Forget a revision that got its verdict."""
@@ -244,20 +204,20 @@ class WaitingRoom:
     ) -> Situation:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
-        feeders, aborted = [], 0
+        feeders, broken, idle = [], 0, 0
         doors: set[str] = set()
         for association_id, how, door in self.database.execute(
             "SELECT fed.association_id, a.how, a.door FROM association_series AS fed"
             " JOIN associations AS a ON a.id = fed.association_id WHERE fed.series_id = ?",
             (revision.series_id,),
         ).fetchall():
-            aborted += how in {"aborted", "lost"}
+            broken += how in associations.BROKEN
+            idle += how == "idle"
             doors.add(door)
             association = opened.get(association_id)
             if association is not None:
-                heard_at = self._heard[association_id].at
-                elsewhere_s = heard_at - self._fed.get((association_id, revision.series_id), heard_at)
-                feeders.append(Feeder(now - heard_at, association.is_storing, elsewhere_s))
+                feeders.append(self.listener.feeder(association, revision.series_id))
+        is_mended = bool(broken) and associations.is_mended(self.database, revision.series_id)
         silent_s = now - wait.last_arrival
         content = counts.of_series(self.database, revision.series_id)
         modality = catalog.by_id(self.database, revision.series_id).modality
@@ -267,7 +227,7 @@ class WaitingRoom:
             waited_s=now - wait.renewed,
             quiet_s=revision.quiet_s,
             feeders=tuple(feeders),
-            aborted=aborted,
+            aborted=0 if is_mended else broken,
             positions_mm=content.positions_mm,
             claims=(
                 *claims(self.database, revision, known, is_quiet=silent_s >= revision.quiet_s),
@@ -284,5 +244,9 @@ class WaitingRoom:
                 answerer,
                 is_fresh=now - wait.last_arrival < revision.quiet_s + PLAN_S,
             ),
-            notes=notes(content),
+            notes=(
+                *notes(content),
+                *([f"{broken} association(s) that fed it were aborted, and all of it came again"] if is_mended else ()),
+                *([f"{idle} association(s) that fed it were ended by the node for their silence"] if idle else ()),
+            ),
         )

@@ -294,7 +294,8 @@ class SyncAssociation(Association):
                 self.acse.send_abort(0x00)
                 return
             if not self.dul.step():
-                self._end("lost")
+                # Between two messages it is the node that ends it, and nothing of the peer's is broken off.
+                self._end("idle" if self.dul.cause == "idle" else "lost")
                 self.acse.send_abort(0x02)
                 return
             if self._reactor_checkpoint.is_set() and self._serve_waiting():

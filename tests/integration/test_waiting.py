@@ -75,8 +75,9 @@ class Watch:
         began = self.clocks.monotonic()
         scan = self.root.settler.scan()
         touched = {placement.series_id for placement in scan.settled}
-        self.room.touch(touched)
-        self.studies.touch(touched)
+        new = {placement.series_id for placement in scan.settled if placement.is_new}
+        self.room.touch(touched, touched - new, fed=[(one.association_id, one.series_id) for one in scan.settled])
+        self.studies.touch(new)
         if not scan.is_whole:
             return []
         ripe = self.room.ripe(began, touched, scan.open_associations, self.settings, self.rules, self.peers)
@@ -90,7 +91,7 @@ class Watch:
                     settles_study=False,
                 )
             self.room.leave(one.revision.id)
-        self.studies.settle(began, scan.open_associations, self.settings, self.room.silent_s)
+        self.studies.settle(began, scan.open_associations, self.settings, self.room.listener.silent_s)
         return ripe
 
     def go(self, seconds: float, *, step: float = 0.5) -> list[Ripe]:
@@ -152,11 +153,24 @@ def test_a_step_of_the_wall_clock_neither_frees_nor_chains_what_an_association_h
 ) -> None:
     with watch.root.spool.open_association(opened()) as journal:
         put(journal, Image("1.2.3.1.1"))
+        put(journal, Image("1.2.3.2.1", series="1.2.3.2"))
         watch.turn()
         watch.go(2.0)
         watch.clocks.set_by += step_s
         assert watch.go(56.0) == [], "an association that was silent for less than a minute holds its series"
-        assert len(watch.go(4.0)) == 1, "a minute of silence frees it"
+        (ripe,) = watch.go(4.0)
+        assert ripe.revision.series_id == 1, "a minute of silence frees what it has gone on from"
+        assert watch.go(835.0, step=5.0) == [], "what it sent last it holds for as long as it is open"
+        assert len(watch.go(5.0)) == 1
+
+
+def test_a_rule_says_how_long_the_silence_of_its_senders_means_something(watch: Watch) -> None:
+    watch.rules = (CompletionRule(name="leaves-them-open", called_ae="CTNODE", association_hold_s=20.0),)
+    with watch.root.spool.open_association(opened()) as journal:
+        put(journal, Image("1.2.3.1.1"))
+        watch.turn()
+        assert watch.go(19.0) == []
+        assert len(watch.go(2.0)) == 1
 
 
 def test_an_open_association_holds_until_it_ends(watch: Watch) -> None:
@@ -181,20 +195,38 @@ def test_an_association_in_the_middle_of_a_store_holds_up_to_the_longest_wait(wa
 
 
 def test_an_association_that_went_on_to_other_series_holds_no_longer(watch: Watch) -> None:
-    watch.root.push([Image("1.2.3.1.1")])
-    watch.turn()
-    last = float(str(watch.root.one("SELECT last_arrival FROM association_series")))
-    began = watch.clocks.mono
+    """It has sent others for a whole quiet time; a pause before them and an hour of the wall clock are no sending."""
+    with watch.root.spool.open_association(opened()) as journal:
+        put(journal, Image("1.2.3.1.1"))
+        watch.turn()
+        assert watch.go(100.0) == []
+        watch.clocks.set_by += HOUR_S
+        for number in range(7):
+            put(journal, Image(f"1.2.3.2.{number}", series="1.2.3.2"))
+            ripe = watch.go(1.0)
+            assert [one.revision.series_id for one in ripe] == ([1] if number == 5 else []), number
 
-    def ripe(elsewhere_s: float, *, heard: float) -> list[Ripe]:
-        watch.clocks.mono = began + elsewhere_s
-        busy = Open(1, last + heard, is_storing=True)
-        return watch.room.ripe(watch.clocks.mono, set(), (busy,), watch.settings)
 
-    assert ripe(0.0, heard=0.0) == []
-    assert ripe(QUIET_S - 0.1, heard=1.0) == []
-    # What it brought for others an hour of the wall clock later came no later than it was seen.
-    assert len(ripe(QUIET_S + 2.0, heard=HOUR_S)) == 1
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_who_began_another_series_and_came_back_is_in_the_middle_of_both(watch: Watch, is_restarted: bool) -> None:
+    with watch.root.spool.open_association(opened()) as journal:
+        for name, number in (("3", 1), ("1", 1), ("2", 1), ("1", 2), ("2", 2)):
+            put(journal, Image(f"1.2.3.{name}.{number}", series=f"1.2.3.{name}"))
+            watch.clocks.mono += 0.1
+            watch.turn()
+        if is_restarted:
+            watch.restart()
+        (ripe,) = watch.go(100.0)
+        assert watch.root.one("SELECT uid FROM series WHERE id = ?", ripe.revision.series_id) == "1.2.3.3"
+
+
+def test_an_association_that_the_node_ended_for_its_silence_makes_nothing_suspect(watch: Watch) -> None:
+    with watch.root.spool.open_association(opened()) as journal:
+        put(journal, Image("1.2.3.1.1"))
+        journal.close("idle")
+    (ripe,) = watch.go(7.0)
+    assert ripe.decision.verdict is Verdict.LIKELY
+    assert "1 association(s) that fed it were ended by the node for their silence" in ripe.decision.evidence
 
 
 def test_an_aborted_association_makes_it_suspect(watch: Watch) -> None:
@@ -492,6 +524,27 @@ def test_a_late_instance_opens_the_study_again(watch: Watch) -> None:
     assert study(watch) == "COMPLETE"
 
 
+def test_an_identical_resend_leaves_a_study_as_it_is(watch: Watch) -> None:
+    """Nobody would complete it again: no series of it waits."""
+    watch.root.push(stack(3))
+    watch.turn()
+    watch.go(QUIET_S + 1)
+    watch.root.push(stack(3))
+    watch.turn()
+    assert (study(watch), len(watch.studies)) == ("COMPLETE", 0)
+
+
+def test_a_new_series_opens_its_study_and_a_resend_of_another_with_it_is_no_matter(watch: Watch) -> None:
+    watch.root.push(stack(3))
+    watch.turn()
+    watch.go(QUIET_S + 1)
+    watch.root.push([*stack(3), *stack(2, series="1.2.3.2")])
+    watch.turn()
+    assert study(watch) == "OPEN"
+    watch.go(QUIET_S + 1)
+    assert study(watch) == "COMPLETE"
+
+
 # ------------------------------------------------------------------------------------------------ the keeper
 
 
@@ -682,8 +735,9 @@ def test_taking_over_does_not_shorten_what_waits_already(watch: Watch) -> None:
 
 
 def test_silence_of_an_association_seen_first_is_read_from_the_wall_clock(watch: Watch) -> None:
+    watch.rules = (CompletionRule(name="leaves-them-open", association_hold_s=60.0),)
     watch.root.push(stack(2))
     watch.turn()
     watch.clocks.mono += QUIET_S + 1
     long_ago = Open(1, watch.clocks.wall() - 100.0, is_storing=False)
-    assert len(watch.room.ripe(watch.clocks.mono, set(), (long_ago,), watch.settings)) == 1
+    assert len(watch.room.ripe(watch.clocks.mono, set(), (long_ago,), watch.settings, watch.rules)) == 1

@@ -44,6 +44,8 @@ def decided(**changes: object) -> Wait | Decision:
 FRESH = Feeder(silent_s=12.0, is_storing=False, elsewhere_s=0.0)
 STORING = Feeder(silent_s=500.0, is_storing=True, elsewhere_s=0.0)
 ASLEEP = Feeder(silent_s=60.0, is_storing=False, elsewhere_s=0.0)
+LEFT = Feeder(silent_s=60.0, is_storing=False, elsewhere_s=2.0, has_gone_on=True)
+LEAVING = Feeder(silent_s=59.0, is_storing=False, elsewhere_s=2.0, has_gone_on=True)
 WHOLE = Claim("mpps completed from CT1 with 20 instances", 0, covers=True)
 SHORT = Claim("commitment request from CT1 with 22 instances", 2, covers=True)
 PARTIAL = Claim("mpps discontinued from CT1 with 5 instances", 0, covers=False)
@@ -94,9 +96,12 @@ GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
         ("just arrived", {"silent_s": 0.0}, None),
         ("quiet, but its association was heard of 12 s ago", {"feeders": (FRESH,)}, None),
         ("quiet, but its association is in a C-STORE for minutes", {"feeders": (STORING,)}, None),
-        ("quiet, its association sleeps for a minute", {"feeders": (ASLEEP,)}, Verdict.LIKELY),
+        ("quiet, its association sleeps for a minute", {"feeders": (ASLEEP,)}, None),
+        ("its association sleeps for the longest wait", {"feeders": (ASLEEP,), "waited_s": 900.0}, Verdict.LIKELY),
+        ("quiet, its association began another and sleeps for a minute", {"feeders": (LEFT,)}, Verdict.LIKELY),
+        ("quiet, its association began another and sleeps for less", {"feeders": (LEAVING,)}, None),
         ("quiet, its association sends other series since", {"feeders": (GONE_ON,)}, Verdict.LIKELY),
-        ("quiet, one of two associations still holds", {"feeders": (ASLEEP, FRESH)}, None),
+        ("quiet, one of two associations still holds", {"feeders": (LEFT, FRESH)}, None),
         ("never quiet, but the longest wait is over", {"silent_s": 0.0, "waited_s": 900.0}, Verdict.LIKELY),
         ("held, but the longest wait is over", {"feeders": (STORING,), "waited_s": 900.0}, Verdict.LIKELY),
         (
@@ -178,9 +183,12 @@ def test_it_never_waits_beyond_the_longest_wait(
     ("feeder", "is_held"),
     [
         (Feeder(0.0, is_storing=False, elsewhere_s=0.0), True),
-        (Feeder(59.9, is_storing=False, elsewhere_s=0.0), True),
-        (Feeder(60.0, is_storing=False, elsewhere_s=0.0), False),
+        (Feeder(299.9, is_storing=False, elsewhere_s=0.0), True),
+        (Feeder(300.0, is_storing=False, elsewhere_s=0.0), False),
+        (Feeder(59.9, is_storing=False, elsewhere_s=0.0, has_gone_on=True), True),
+        (Feeder(60.0, is_storing=False, elsewhere_s=0.0, has_gone_on=True), False),
         (Feeder(1e9, is_storing=True, elsewhere_s=0.0), True),
+        (Feeder(1e9, is_storing=True, elsewhere_s=0.0, has_gone_on=True), True),
         (Feeder(0.0, is_storing=False, elsewhere_s=9.9), True),
         (Feeder(0.0, is_storing=False, elsewhere_s=10.0), False),
         (Feeder(0.0, is_storing=True, elsewhere_s=10.0), False),
@@ -188,7 +196,7 @@ def test_it_never_waits_beyond_the_longest_wait(
     ],
 )
 def test_what_holds_a_series(feeder: Feeder, is_held: bool) -> None:
-    assert holds(feeder, QUIET_S, HOLD_S) is is_held
+    assert holds(feeder, QUIET_S, HOLD_S, 300.0) is is_held
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,17 @@ RULES = (
         ("nobody that a rule knows", Sender("CTNODE", "b", "CT"), Policy("", 900.0, 60.0, "process")),
         ("nothing known at all", Sender(), Policy("", 900.0, 60.0, "process")),
         ("peer and modality", Sender("CTNODE", "a", "PT"), Policy("pet-of-a", 900.0, 60.0, "hold")),
-        ("only the peer", Sender("CTNODE", "a", "CT"), Policy("a", 3600.0, 60.0, "process", 30.0, count_images=False)),
-        ("the called AE", Sender("FAST", "b", "CT"), Policy("fast", 900.0, 5.0, "process", 2.0)),
-        ("two that fit", Sender("FAST", "a", "CT"), Policy("a", 3600.0, 60.0, "process", 30.0, count_images=False)),
+        (
+            "only the peer",
+            Sender("CTNODE", "a", "CT"),
+            Policy("a", 3600.0, 60.0, "process", quiet_s=30.0, count_images=False),
+        ),
+        ("the called AE", Sender("FAST", "b", "CT"), Policy("fast", 900.0, 5.0, "process", 5.0, 2.0)),
+        (
+            "two that fit",
+            Sender("FAST", "a", "CT"),
+            Policy("a", 3600.0, 60.0, "process", quiet_s=30.0, count_images=False),
+        ),
         ("an AE title in other letters", Sender("fast", "b", "CT"), Policy("", 900.0, 60.0, "process")),
     ],
 )
