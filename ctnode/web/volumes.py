@@ -1,7 +1,9 @@
-"""Planes out of published NIfTI files: unpacked once, in the background, into files without a name.
+"""Planes out of published NIfTI files: alone where they lie as they are shown, else out of the whole, unpacked once.
 
-A file of a hundred megabytes takes most of a second to unpack, so a plane is given as soon as its bytes are there. What
-is unpacked lies in unlinked files below ``run/``: nothing of it survives the role, and the page cache may drop it.
+Our files have an index, so a plane as it is stored takes milliseconds. One across them needs everything, which takes
+most of a second for a hundred megabytes; it is unpacked in the background, and what came from elsewhere or from before
+there was an index gives each plane as soon as its bytes are there. What is unpacked lies in unlinked files below
+``run/``: nothing of it survives the role, and the page cache may drop it.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ import shutil
 import struct
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
+
+from ctnode.results.indexed_gzip import Damaged, Index, read_chunk, read_index
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
@@ -71,6 +76,11 @@ class Geometry:
     def size_bytes(self) -> int:
         """Return how long the file is when it is unpacked."""
         return self.start + math.prod(self.stored) * self.dtype.itemsize
+
+    @property
+    def plane_bytes(self) -> int:
+        """Return the bytes of a plane as it is stored."""
+        return self.stored[1] * self.stored[2] * self.dtype.itemsize
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
@@ -136,23 +146,39 @@ class Unpacked:
         self._inflater = isal_zlib.decompressobj(_GZIP)
         self._news = threading.Condition()
         self._fault = ""
+        self._began = False
         try:
             first = self._inflate(1 << 16)
             self.geometry = read_geometry(first)
             if self.geometry.size_bytes > _LARGEST_BYTES:
                 raise NoVolume("the volume is too large to be shown")
-            self._target = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it lives as long as the volume
+            target = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it lives as long as the volume
         except BaseException:
             self._source.close()
             raise
-        self._target.truncate(self.geometry.size_bytes)
-        self._ready = os.pwrite(self._target.fileno(), first, 0)
-        self._map = mmap.mmap(self._target.fileno(), self.geometry.size_bytes, access=mmap.ACCESS_READ)
+        weakref.finalize(self, _close, self._source, target)
+        target.truncate(self.geometry.size_bytes)
+        self._ready = os.pwrite(target.fileno(), first, 0)
+        self._target = target.fileno()
+        self._map = mmap.mmap(self._target, self.geometry.size_bytes, access=mmap.ACCESS_READ)
         voxels = np.frombuffer(self._map, self.geometry.dtype, math.prod(self.geometry.stored), self.geometry.start)
-        array = voxels.reshape(self.geometry.stored).transpose(self.geometry.order)
-        turned = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.geometry.flips)
-        self._voxels: npt.NDArray[Any] = array[turned]
-        threading.Thread(target=self._unpack, name="unpack", daemon=True).start()
+        self._voxels = self._turned(voxels.reshape(self.geometry.stored))
+        self._index = self._usable_index()
+        if self._index is None:
+            self._begin()
+
+    def _turned(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a part of the ``(z, y, x)`` array along the axes of the patient."""
+        flips = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.geometry.flips)
+        return stored.transpose(self.geometry.order)[flips]
+
+    def _usable_index(self) -> Index | None:
+        """Return the index of the file if its chunks are whole stored planes."""
+        index, geometry = read_index(self._source.fileno()), self.geometry
+        if index is None or index.head_bytes != geometry.start or index.chunk_bytes % geometry.plane_bytes:
+            return None
+        count = math.ceil(geometry.stored[0] * geometry.plane_bytes / index.chunk_bytes)
+        return index if count == len(index.starts) - 2 else None
 
     def plane(self, plane: Plane, index: int) -> npt.NDArray[Any]:
         """Return one plane as it is looked at: right on the left, front or head up; waits until it is there.
@@ -165,24 +191,54 @@ class Unpacked:
         across = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
         if not 0 <= index < self.geometry.shape[across]:
             raise NoVolume(f"there are {self.geometry.shape[across]} {plane} planes")
-        self._wait_for(self._needed(across, index))
-        if plane == "axial":
-            shown = self._voxels[:, :, index].T
-        elif plane == "coronal":
-            shown = self._voxels[:, index, ::-1].T
+        voxels, at = self._voxels, index
+        if self._index is not None and self.geometry.order[across] == 0 and self._ready < self._needed(across, index):
+            voxels, at = self._alone(self._index, self._stored_place(across, index)), 0
         else:
-            shown = self._voxels[index, :, ::-1].T
+            self._wait_for(self._needed(across, index))
+        if plane == "axial":
+            shown = voxels[:, :, at].T
+        elif plane == "coronal":
+            shown = voxels[:, at, ::-1].T
+        else:
+            shown = voxels[at, :, ::-1].T
         return np.ascontiguousarray(shown)
+
+    def _alone(self, index: Index, place: int) -> npt.NDArray[Any]:
+        """Return one stored plane out of its chunk, along the axes of the patient."""
+        chunk, offset = divmod(place * self.geometry.plane_bytes, index.chunk_bytes)
+        try:
+            made = read_chunk(self._source.fileno(), index, 1 + chunk)
+        except Damaged as error:
+            raise NoVolume(str(error)) from None
+        if len(made) < offset + self.geometry.plane_bytes:
+            raise NoVolume("the file is damaged")
+        count = math.prod(self.geometry.stored[1:])
+        return self._turned(
+            np.frombuffer(made, self.geometry.dtype, count, offset).reshape(1, *self.geometry.stored[1:])
+        )
+
+    def _stored_place(self, across: int, index: int) -> int:
+        """Return where in the file a plane stands that is one as it is stored."""
+        return self.geometry.stored[0] - 1 - index if self.geometry.flips[across] else index
 
     def _needed(self, across: int, index: int) -> int:
         """Return how many bytes have to be there for a plane: all but where it is one as it is stored."""
         geometry = self.geometry
         if geometry.order[across] != 0:
             return geometry.size_bytes
-        at = geometry.stored[0] - 1 - index if geometry.flips[across] else index
-        return geometry.start + (at + 1) * geometry.stored[1] * geometry.stored[2] * geometry.dtype.itemsize
+        return geometry.start + (self._stored_place(across, index) + 1) * geometry.plane_bytes
+
+    def _begin(self) -> None:
+        """Begin to unpack everything, once."""
+        with self._news:
+            if self._began:
+                return
+            self._began = True
+        threading.Thread(target=self._unpack, name="unpack", daemon=True).start()
 
     def _wait_for(self, count: int) -> None:
+        self._begin()
         with self._news:
             self._news.wait_for(lambda: self._ready >= count or self._fault, _PATIENCE_S)
             if self._ready < count:
@@ -202,7 +258,7 @@ class Unpacked:
         fault = "the file is damaged"
         try:
             while self._ready < size and (block := self._inflate(min(_CHUNK_BYTES, size - self._ready))):
-                os.pwrite(self._target.fileno(), block, self._ready)
+                os.pwrite(self._target, block, self._ready)
                 with self._news:
                     self._ready += len(block)
                     self._news.notify_all()
@@ -214,8 +270,11 @@ class Unpacked:
             with self._news:
                 self._fault = fault if self._ready < size else ""
                 self._news.notify_all()
-            self._source.close()
-            self._target.close()
+
+
+def _close(*files: IO[bytes]) -> None:
+    for file in files:
+        file.close()
 
 
 class Volumes:
