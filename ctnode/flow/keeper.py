@@ -169,13 +169,12 @@ class Keeper:
         while True:
             began = time.monotonic()
             scan = self.settler.scan()
-            touched = {placement.series_id for placement in scan.settled}
             self._touch(scan)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 policy = (self.config.completion, self.config.completion_rules)
                 asked = {peer.name for peer in self.config.peers if peer.active_check}
-                for ripe in self.waiting.ripe(began, touched, scan.open_associations, *policy, asked):
+                for ripe in self.waiting.ripe(began, scan.open_associations, *policy, asked):
                     self._complete(ripe)
                 if self.studies.settle(
                     began, scan.open_associations, self.config.completion, self.waiting.listener.silent_s
