@@ -11,6 +11,7 @@ import time
 from typing import Final
 
 from ctnode.archive.database import Database
+from ctnode.archive.jobs import LEASE_S, MAX_RETRY_S
 from ctnode.archive.lanes import FOR_EVER
 
 # What a clock is drawn by little by little is no step; nobody waits so exactly.
@@ -46,6 +47,10 @@ _OUTWARD: Final = (
 )
 _INWARD: Final = (
     (
+        "UPDATE jobs SET due_at = min(due_at + :by, :now + :retry), lease_until = min(lease_until + :by, :now + :lease)"
+        " WHERE state IN ('QUEUED', 'RUNNING', 'RETRY') AND kind <> 'ask'"
+    ),
+    (
         "UPDATE revisions SET last_arrival = min(last_arrival + :by, :now), renewed_at = min(renewed_at + :by, :now),"
         " deadline = min(deadline + :by, :now + quiet_s)"
         " WHERE state IN ('RECEIVING', 'COMPLETE') AND state = 'RECEIVING'"
@@ -78,8 +83,8 @@ def shift_outward(database: Database, step_s: float, longest_s: float) -> None:
 
 
 def shift_waiting(database: Database, step_s: float) -> None:
-    """Move the times of the revisions that wait by a step of the clock."""
-    _run(database, _INWARD, by=step_s, now=time.time())
+    """Move the times of the revisions that wait, and of the jobs that wait or run, by a step of the clock."""
+    _run(database, _INWARD, by=step_s, now=time.time(), retry=MAX_RETRY_S, lease=LEASE_S)
 
 
 def _run(database: Database, statements: tuple[str, ...], **values: float) -> None:

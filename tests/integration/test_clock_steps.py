@@ -166,6 +166,24 @@ def test_a_peer_is_asked_in_time_and_once(outward: Outward, step_s: float) -> No
     assert asks.peers_due(database) == ("pacs",)
 
 
+@SETTINGS
+def test_a_job_is_not_taken_from_a_worker_that_lives_and_soon_from_one_that_died(
+    outward: Outward, step_s: float
+) -> None:
+    start_in_1970(outward, step_s)
+    outward.root.complete()
+    with outward.database.immediate():
+        revisions.queue(outward.database, revisions.newest(outward.database, 1))
+    assert jobs.claim(outward.database, "one") is not None
+    outward.set_clock(step_s)
+    outward.wait(jobs.LEASE_S - 1.0)
+    assert jobs.claim(outward.database, "two") is None
+    outward.wait(1.1)
+    assert jobs.claim(outward.database, "two") is None
+    outward.wait(jobs.retry_after_s(1) + 0.1)
+    assert jobs.claim(outward.database, "two") is not None
+
+
 def test_what_was_put_off_by_a_clock_that_went_wrong_while_nobody_ran_waits_no_longer_than_anything(
     outward: Outward,
 ) -> None:
