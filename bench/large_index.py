@@ -141,7 +141,7 @@ class Sweeper:
         self.now_s += 2.0
         began = time.perf_counter()
         self.settler.scan()
-        ripe = self.room.ripe(self.now_s, set(), self.opened, self.settings)
+        ripe = self.room.ripe(self.now_s, self.opened, self.settings)
         revisions.startable(self.database)
         took = 1e3 * (time.perf_counter() - began)
         assert not ripe

@@ -31,6 +31,7 @@ from ctnode.archive.spool import Journal, Spool
 from ctnode.config import Completion, Config, Peer, Storage
 from ctnode.flow.asking import Asker
 from ctnode.flow.keeper import Keeper
+from ctnode.flow.studies import StudyRoom
 from ctnode.flow.waiting import WaitingRoom
 from ctnode.wire.query import Found
 from tests.archive_root import CT, STUDY, Image, opened, put
@@ -161,6 +162,8 @@ class World:
         self.keeper = Keeper(self.config, self.layout, database, role, lambda: self.config)
         self.keeper.waiting = WaitingRoom(database, monotonic=self.clocks.monotonic, wall=self.clocks.time)
         self.keeper.waiting.restore()
+        self.keeper.studies = StudyRoom(database, monotonic=self.clocks.monotonic, wall=self.clocks.time)
+        self.keeper.studies.restore()
         self.stir()
 
     def stop(self) -> None:
@@ -198,8 +201,8 @@ class World:
                 self._idle = 0
                 self.verdicts.append(Verdict(uid, split, n, verdict, count, self.clocks.passed_s, rule))
         self._idle += 1
-        look_s = self.keeper.waiting.next_look_s()
-        pause_s = ENOUGH_S if look_s is None else look_s + 0.001
+        looks_s = (self.keeper.waiting.next_look_s(), self.keeper.studies.next_look_s())
+        pause_s = min([ENOUGH_S, *(look_s + 0.001 for look_s in looks_s if look_s is not None)])
         if self._idle <= IDLE_LOOKS:
             pause_s = self.keeper._pause_s()
         self._next_turn_s = self.clocks.passed_s + min(pause_s, ENOUGH_S)

@@ -10,8 +10,9 @@ from typing import Final
 
 import structlog
 
-from ctnode.archive import lanes, outbox
+from ctnode.archive import lanes, outbox, steps
 from ctnode.archive.database import Database
+from ctnode.archive.jobs import MAX_RETRY_S
 from ctnode.archive.lanes import AT
 from ctnode.archive.layout import Layout
 from ctnode.config import Config, Peer, Target
@@ -72,6 +73,7 @@ class Deliverer:
         self._rest_until: dict[str, float] = {}
         self._stop = threading.Event()
         self._looked = float("-inf")
+        self._clock = steps.StepWatch()
         self._parts = (CommitmentDesk(layout), Asker(layout), Notifier(layout), AuditSender(layout))
         self._log: structlog.typing.FilteringBoundLogger = log.get()
 
@@ -81,6 +83,7 @@ class Deliverer:
         taken_back = outbox.take_back(self.database)
         if taken_back:
             self._log.warning("deliveries cut short are tried again", instances=taken_back)
+        steps.shift_outward(self.database, 0.0, self._longest_s())
         sweep(self.layout)
         for part in self._parts:
             part.begin(self.database)
@@ -90,6 +93,7 @@ class Deliverer:
                 self.role.reload_wanted = False
                 self.config = self.reload()
             try:
+                self.keep_waits()
                 self.start_due()
                 for part in self._parts:
                     part.start_due(self.database, self.config)
@@ -105,6 +109,18 @@ class Deliverer:
             part.stop()
         for thread in [thread for threads in self._threads.values() for thread in threads]:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
+
+    def keep_waits(self) -> None:
+        """Let nothing be sent earlier or later because somebody has set the clock."""
+        if step_s := self._clock.step_s():
+            steps.shift_outward(self.database, step_s, self._longest_s())
+            self._clock.made_good(step_s)
+            self._log.warning("the clock was set", seconds=round(step_s, 1))
+
+    def _longest_s(self) -> float:
+        """Return more than anything is ever put off by; retries are spread by up to a fifth."""
+        delivery = self.config.delivery
+        return 1.2 * max(delivery.max_retry_s, delivery.proof_wait_s, self.config.completion.max_wait_s, MAX_RETRY_S)
 
     def start_due(self) -> None:
         """Start what is due and does not run yet, and stop what was paused."""

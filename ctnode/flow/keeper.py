@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from ctnode.archive import catalog, revisions
+from ctnode.archive import catalog, revisions, steps
 from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import GATHER_S, open_doorbell
 from ctnode.archive.index import Arrival, Index
@@ -79,6 +79,7 @@ class Keeper:
         self.dispatcher = Dispatcher(database, layout)
         self.inbox = Inbox(config, role.wake)
         self.retainer = Retainer(database, layout)
+        self._clock = steps.StepWatch()
         self._resolver = CachedResolver()
         self._seen_version = -1
         self._has_missed = False
@@ -139,6 +140,11 @@ class Keeper:
             self.waiting.look_again()
             self._seen_version = -1
         try:
+            if step_s := self._clock.step_s():
+                # Who asks peers, and the next keeper, go by what the index says.
+                steps.shift_waiting(self.database, step_s)
+                self._clock.made_good(step_s)
+                self._log.warning("the clock was set", seconds=round(step_s, 1))
             if self._has_missed:
                 # What was settled before a fault waits too, and what could not be started is looked at again.
                 self.waiting.restore()
@@ -169,13 +175,12 @@ class Keeper:
         while True:
             began = time.monotonic()
             scan = self.settler.scan()
-            touched = {placement.series_id for placement in scan.settled}
             self._touch(scan)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
             if scan.is_whole:
                 policy = (self.config.completion, self.config.completion_rules)
                 asked = {peer.name for peer in self.config.peers if peer.active_check}
-                for ripe in self.waiting.ripe(began, touched, scan.open_associations, *policy, asked):
+                for ripe in self.waiting.ripe(began, scan.open_associations, *policy, asked):
                     self._complete(ripe)
                 if self.studies.settle(
                     began, scan.open_associations, self.config.completion, self.waiting.listener.silent_s

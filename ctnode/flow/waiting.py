@@ -134,7 +134,6 @@ class WaitingRoom:
     def ripe(
         self,
         scan_began: float,
-        touched: Collection[int],
         opened: Iterable[Open],
         settings: Completion,
         rules: Sequence[CompletionRule] = (),
@@ -142,12 +141,12 @@ class WaitingRoom:
     ) -> list[Ripe]:
         """Return the revisions that are complete after a whole scan that began after their deadline.
 
+        What the scan found has to be told to ``touch`` before: it puts the deadline off.
+
         Parameters
         ----------
         scan_began
             Monotonic time at which the scan of the journal began.
-        touched
-            Series for which that scan found something.
         opened
             Associations that are still open.
         settings, rules
@@ -164,7 +163,7 @@ class WaitingRoom:
         is_told, self._version = version != self._version, version
         fresh, self._fresh = (self._fresh if version else set()), set()
         for revision_id, wait in list(self._waits.items()):
-            is_due = self._look_at(wait) <= scan_began and wait.series_id not in touched
+            is_due = self._look_at(wait) <= scan_began
             if not is_due and not is_told and wait.series_id not in fresh:
                 continue
             revision = get(self.database, revision_id)

@@ -264,7 +264,7 @@ SCENARIOS: tuple[Callable[[Sender, Path], list[Row]], ...] = (
 
 def test_real_senders_get_the_verdicts_of_the_table(tmp_path: Path) -> None:
     """Each sends in a thread of its own; in the middle of it all the keeper is killed."""
-    completion = {"quiet_s": QUIET_S, "max_wait_s": 8.0, "association_hold_s": 7.5}
+    completion = {"quiet_s": QUIET_S, "max_wait_s": 8.0, "association_hold_s": 1.0}
     told: dict[str, object] = {}
     with Node(tmp_path / "node", completion=completion, peers=[PEER], routes=ROUTES) as node:
         senders = {scenario: Sender(node, number) for number, scenario in enumerate(SCENARIOS)}

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ctnode.archive import jobs, revisions
+from ctnode.archive.settle import Scan
 from ctnode.flow.completion import PROOF
 from ctnode.words import LostLease, WrongState
 from tests.archive_root import CT, Image
@@ -49,6 +50,8 @@ class Machine(RuleBasedStateMachine):
         self.stack.callback(shutil.rmtree, place)
         self.clocks = Clocks()
         self.stack.enter_context(on_clocks(self.clocks))
+        # Many a journal is more than one scan takes.
+        self.stack.enter_context(mock.patch("ctnode.archive.settle.BATCH", 3))
         self.world = World(place, self.clocks, max_wait_s=120.0)
         self.stack.callback(self.world.close)
         self.journals: dict[int, object] = {}
@@ -239,6 +242,48 @@ class Machine(RuleBasedStateMachine):
     def the_keeper_hangs(self, seconds: float) -> None:
         self.world.hang(seconds)
 
+    @AWAKE
+    @rule(series=SERIES, number=SLICES, earlier_s=st.sampled_from([0.2, 0.4, 3.0]))
+    def a_slice_comes_while_the_keeper_scans(self, series: str, number: int, earlier_s: float) -> None:
+        """Its deadline passes between the beginning of the scan, which does not see the slice, and the verdict."""
+        look_s = self.world.keeper.waiting.next_look_s()
+        self.time_passes(max(0.0, min(look_s or 0.0, 200.0) - earlier_s))
+        scan, is_slow = self.world.keeper.settler.scan, [True]
+
+        def slow_scan() -> Scan:
+            found = scan()
+            if is_slow and is_slow.pop():
+                self.clocks.passed_s += 0.3
+                self.one_association_a_slice(series, number)
+                self.clocks.passed_s += 0.3
+            return found
+
+        with mock.patch.object(self.world.keeper.settler, "scan", slow_scan):
+            self.world.turn()
+        self.world.stir()
+
+    @AWAKE
+    @rule(number=SLICES, is_full=st.booleans())
+    def the_keeper_is_late_for_a_deadline(self, number: int, is_full: bool) -> None:
+        """A slice came before it, and the scan after it finds that slice, or first as many others as it takes."""
+        row = self.world.others.execute(
+            "SELECT uid FROM revisions JOIN series ON series.id = series_id WHERE state = 'RECEIVING'"
+            " ORDER BY deadline LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return
+        (series,) = row
+        look_s = self.world.keeper.waiting.next_look_s()
+        self.time_passes(max(0.0, min(look_s or 0.0, 200.0) - 0.5))
+        if is_full:
+            (other,) = {"1.2.3.1", "1.2.3.2"} - {series}
+            for place in (1, 2, 3):
+                self.one_association_a_slice(other, place)
+        self.one_association_a_slice(series, number)
+        self.clocks.passed_s += 1.0
+        self.world.turn()
+        self.world.stir()
+
     # --------------------------------------------------------------------------------------------- the jobs
 
     @rule()
@@ -366,6 +411,7 @@ class Machine(RuleBasedStateMachine):
             " WHERE r.verdict = '' OR r.state NOT IN ('DONE', 'FAILED', 'SUPERSEDED')"
         ).fetchall()
         assert rows == [], "something never ended"
+        assert self.world.others.execute("SELECT DISTINCT state FROM studies").fetchall() in ([], [("COMPLETE",)])
         assert list(self.world.layout.incoming.iterdir()) == []
         kept = self.world.others.execute(
             "SELECT count(*) FROM instances JOIN revisions AS r ON r.series_id = instances.series_id"

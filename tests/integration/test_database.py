@@ -312,7 +312,7 @@ def test_what_a_running_node_asks_walks_no_large_table(tmp_path: Path) -> None:
         room.restore()
         room.touch([6])
         scan = root.settler.scan()
-        room.ripe(time.monotonic() + 100, set(), scan.open_associations, Completion())
+        room.ripe(time.monotonic() + 100, scan.open_associations, Completion())
         revisions.startable(root.database)
         root.complete(6)
         lease = jobs.claim(root.database, "one")

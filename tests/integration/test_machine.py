@@ -134,7 +134,7 @@ class Machine(RuleBasedStateMachine):
         scan = self.root.settler.scan()
         touched = {placement.series_id for placement in scan.settled}
         self.room.touch(touched)
-        for ripe in self.room.ripe(began, touched, scan.open_associations, SETTINGS) if scan.is_whole else []:
+        for ripe in self.room.ripe(began, scan.open_associations, SETTINGS) if scan.is_whole else []:
             with self.root.database.immediate():
                 revisions.complete(self.root.database, ripe.revision, ripe.decision.verdict, ripe.decision.evidence)
             self.room.leave(ripe.revision.id)

@@ -80,7 +80,7 @@ class Watch:
         self.studies.touch(new)
         if not scan.is_whole:
             return []
-        ripe = self.room.ripe(began, touched, scan.open_associations, self.settings, self.rules, self.peers)
+        ripe = self.room.ripe(began, scan.open_associations, self.settings, self.rules, self.peers)
         for one in ripe:
             with self.root.database.immediate():
                 revisions.complete(
@@ -692,16 +692,31 @@ def test_no_verdict_from_a_scan_that_began_before_the_deadline(watch: Watch) -> 
     watch.turn()
     began = watch.clocks.mono + QUIET_S - 0.001
     watch.clocks.mono += QUIET_S + 10
-    assert watch.room.ripe(began, set(), (), watch.settings) == []
-    assert len(watch.room.ripe(watch.clocks.mono, set(), (), watch.settings)) == 1
+    assert watch.room.ripe(began, (), watch.settings) == []
+    assert len(watch.room.ripe(watch.clocks.mono, (), watch.settings)) == 1
 
 
 def test_no_verdict_from_a_scan_that_found_something_for_the_series(watch: Watch) -> None:
-    watch.root.push(stack(2))
+    for series in ("1.2.3.1", "1.2.3.2"):
+        watch.root.push(stack(2, series=series))
     watch.turn()
     watch.clocks.mono += QUIET_S + 10
-    assert watch.room.ripe(watch.clocks.mono, {1}, (), watch.settings) == []
-    assert len(watch.room.ripe(watch.clocks.mono, {2}, (), watch.settings)) == 1
+    watch.root.push([Image("1.2.3.1.9", position=22.5)])
+    (ripe,) = watch.turn()
+    assert ripe.revision.series_id == 2
+
+
+def test_who_repeats_a_slice_without_a_pause_does_not_keep_the_series_from_its_verdict(watch: Watch) -> None:
+    """Each scan finds something for it, and nothing new."""
+    watch.settings = Completion(quiet_s=QUIET_S, max_wait_s=30.0)
+    watch.root.push(stack(2))
+    watch.turn()
+    ripe = []
+    for _ in range(31):
+        watch.root.push([Image("1.2.3.1.1")])
+        ripe += watch.go(1.0, step=1.0)
+    (verdict,) = ripe
+    assert verdict.decision.rule == "longest wait"
 
 
 def test_a_full_journal_delays_the_verdict_until_it_is_empty(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -740,4 +755,4 @@ def test_silence_of_an_association_seen_first_is_read_from_the_wall_clock(watch:
     watch.turn()
     watch.clocks.mono += QUIET_S + 1
     long_ago = Open(1, watch.clocks.wall() - 100.0, is_storing=False)
-    assert len(watch.room.ripe(watch.clocks.mono, set(), (long_ago,), watch.settings, watch.rules)) == 1
+    assert len(watch.room.ripe(watch.clocks.mono, (long_ago,), watch.settings, watch.rules)) == 1
