@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Final
 
 from ctnode.archive.database import Database
+from ctnode.archive.rows import instances
 from ctnode.words import Acquisition, Concatenation, Content
+
+_COLUMNS: Final = (
+    "is_current, instance_number, position_mm, is_localizer, acquisition, images_in_acquisition, concatenation,"
+    " in_concatenation, concatenation_total, frames"
+)
 
 
 def of_series(database: Database, series_id: int) -> Content:
-    """Return what the headers of a series' current instances say; one pass over its rows, no file is read."""
+    """Return what the headers of a series' current instances say, out of its rows; no file is read."""
     positions, numbers = [], []
     stated: dict[int | None, int] = {}
     held: dict[int | None, int] = defaultdict(int)
     parts: dict[str, set[int]] = defaultdict(set)
     totals: dict[str, int] = {}
     multiframes = all_frames = 0
-    for number, position_mm, is_localizer, acquisition, images, concatenation, part, total, frames in database.execute(
-        "SELECT instance_number, position_mm, is_localizer, acquisition, images_in_acquisition, concatenation,"
-        " in_concatenation, concatenation_total, frames FROM instances WHERE series_id = ? AND is_current",
-        (series_id,),
-    ):
+    for (
+        is_current, number, position_mm, is_localizer, acquisition, images, concatenation, part, total, frames,
+    ) in instances(database, series_id, _COLUMNS):  # fmt: skip
+        if not is_current:
+            continue
         # A localizer has its number in the same order, though no place in the volume.
         if number is not None:
             numbers.append(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 from ctnode.archive import evidence, timeline
 from ctnode.archive.catalog import Series
 from ctnode.archive.database import Database
+from ctnode.archive.rows import instances
 from ctnode.words import Evidence, EvidenceKind
 
 # Entries of the timeline that the arrivals and signals tell with more.
@@ -56,16 +58,22 @@ def history(database: Database, series: Series) -> tuple[Event, ...]:
 
 
 def _arrivals(database: Database, series_id: int) -> Iterator[Event]:
-    for name, revision, first, last, count in database.execute(
-        "SELECT a.name, i.revision, min(i.arrived_at), max(i.arrived_at), count(*) FROM instances AS i"
-        " JOIN associations AS a ON a.id = i.association_id WHERE i.series_id = ? GROUP BY a.id, i.revision",
-        (series_id,),
-    ).fetchall():
+    found: dict[tuple[int, int], list[float]] = {}
+    for association, revision, at in instances(database, series_id, "association_id, revision, arrived_at"):
+        found.setdefault((association, revision), []).append(at)
+    names = dict(
+        database.execute(
+            "SELECT id, name FROM associations WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(sorted({association for association, _ in found})),),
+        ).fetchall()
+    )
+    for (association, revision), times in found.items():
+        name, count = names[association], len(times)
         if count > 1:
-            yield Event(first, revision, "arrival", f"the first of {count} instances, association {name}")
-            yield Event(last, revision, "arrival", f"the last of {count} instances, association {name}")
+            yield Event(min(times), revision, "arrival", f"the first of {count} instances, association {name}")
+            yield Event(max(times), revision, "arrival", f"the last of {count} instances, association {name}")
         else:
-            yield Event(first, revision, "arrival", f"one instance, association {name}")
+            yield Event(times[0], revision, "arrival", f"one instance, association {name}")
 
 
 def _associations(database: Database, series_id: int) -> Iterator[Event]:

@@ -106,35 +106,40 @@ class Holdings:
             last, skip = rows[-1]["id"], 0
 
     def _read_ahead(self, studies: Sequence[Study]) -> None:
-        """Read what the index has of some studies and their series, in three statements under one lock."""
-        wanted = json.dumps([study.id for study in studies])
-        with self._database.at_once():
-            rows = self._database.rows(
-                "SELECT study_id, id, uid, split, modality, instances, ct_instances, flags FROM series"
-                " WHERE study_id IN (SELECT value FROM json_each(?)) ORDER BY id",
-                (wanted,),
-            )
-            ids = json.dumps([row["id"] for row in rows])
-            published = dict(
-                self._database.execute(
-                    "SELECT series_id, max(n) FROM revisions WHERE series_id IN (SELECT value FROM json_each(?))"
-                    " AND state = 'DONE' GROUP BY series_id",
-                    (ids,),
-                ).fetchall()
-            )
-            firsts = {
-                row["series_id"]: row
-                for row in self._database.rows(
-                    "SELECT i.series_id, i.sop_instance, i.sop_class, i.transfer_syntax, i.path FROM json_each(?)"
-                    " JOIN instances AS i ON i.id = (SELECT f.id FROM instances AS f"
-                    " WHERE f.series_id = json_each.value AND f.is_current ORDER BY f.sop_instance LIMIT 1)",
-                    (ids,),
-                )
-            }
+        """Read what the index has of some studies and their series, a bounded piece under one lock."""
+        rows = self._database.rows(
+            "SELECT study_id, id, uid, split, modality, instances, ct_instances, flags FROM series"
+            " WHERE study_id IN (SELECT value FROM json_each(?)) ORDER BY id",
+            (json.dumps([study.id for study in studies]),),
+        )
         self._ahead = {study.id: [] for study in studies}
-        for row in rows:
-            found = _SeriesRow(row, published.get(row["id"]), firsts.get(row["id"]))
-            self._ahead[row["study_id"]].append(found)
+        for start in range(0, len(rows), _PAGE):
+            some = rows[start : start + _PAGE]
+            ids = json.dumps([row["id"] for row in some])
+            with self._database.at_once():
+                published, firsts = self._published(ids), self._firsts(ids)
+            for row in some:
+                found = _SeriesRow(row, published.get(row["id"]), firsts.get(row["id"]))
+                self._ahead[row["study_id"]].append(found)
+
+    def _published(self, ids: str) -> dict[int, int]:
+        """Return the newest revision with results of each series that has one."""
+        found = self._database.execute(
+            "SELECT series_id, max(n) FROM revisions WHERE series_id IN (SELECT value FROM json_each(?))"
+            " AND state = 'DONE' GROUP BY series_id",
+            (ids,),
+        )
+        return dict(found.fetchall())
+
+    def _firsts(self, ids: str) -> dict[int, dict[str, Any]]:
+        """Return the first instance of each series, whose header speaks for it."""
+        rows = self._database.rows(
+            "SELECT i.series_id, i.sop_instance, i.sop_class, i.transfer_syntax, i.path FROM json_each(?)"
+            " JOIN instances AS i ON i.id = (SELECT f.id FROM instances AS f"
+            " WHERE f.series_id = json_each.value AND f.is_current ORDER BY f.sop_instance LIMIT 1)",
+            (ids,),
+        )
+        return {row["series_id"]: row for row in rows}
 
     def study(self, uid: str) -> Study | None:
         """Return a study by its UID."""
