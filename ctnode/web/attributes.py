@@ -65,13 +65,16 @@ def _value(vr: str, value: str | float) -> object:
 def matches(tag: int, values: Values, wanted: str) -> bool:
     """Return whether one of the values matches (PS3.4 C.2.2.2); an empty text matches everything.
 
-    UIDs match a list, dates and times a range, texts wildcards, names without regard to case.
+    UIDs and codes match a list, dates and times a range, texts wildcards, names without regard to case.
     """
     if not wanted or set(wanted) == {"*"}:
         return True
     vr = vr_of(tag)
     if vr == "UI":
         return any(str(value) in re.split(r"[,\\]", wanted) for value in values)
+    if vr == "CS" and (choices := [one for one in re.split(r"[,\\]", wanted) if one.strip()])[1:]:
+        # No code holds a comma; OHIF asks for several modalities in this way.
+        return any(matches(tag, values, one.strip()) for one in choices)
     if vr in _RANGES:
         return any(_in_range(str(value), wanted) for value in values)
     if vr in _INTEGERS | _FLOATS:

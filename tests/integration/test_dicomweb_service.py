@@ -43,8 +43,8 @@ class Archive:
         self.root.settle()
         self.client = TestClient(self.root.app(), base_url="http://127.0.0.1")
 
-    def get(self, path: str, accept: str = "", **parameters: str):
-        headers = {"accept": accept} if accept else {}
+    def get(self, path: str, media: str = "", /, **parameters: str):
+        headers = {"accept": media} if media else {}
         return self.client.get(f"/dicom-web{path}", params=parameters, headers=headers)
 
     def found(self, path: str, **parameters: str) -> list[str]:
@@ -116,6 +116,8 @@ def test_what_is_searched_for_is_found_and_nothing_else(archive: Archive) -> Non
     assert found("/studies", AccessionNumber="A[1]") == [STUDY]
     assert found("/studies", AccessionNumber="A[12]") == []
     assert found("/studies", ModalitiesInStudy="SEG") == [STUDY]
+    assert found("/studies", ModalitiesInStudy="MR,SEG") == found("/studies", ModalitiesInStudy="MR\\SEG") == [STUDY]
+    assert found("/studies", ModalitiesInStudy="MR,PT") == []
     assert found("/studies", **{"00100020": "P?"}) == [OTHER_PATIENT, STUDY]
     assert found("/studies", StudyInstanceUID=f"{STUDY},1.2.3") == [STUDY]
     assert set(found("/series", PatientID="P1", Modality="CT")) == {SERIES, RECODED}
@@ -124,6 +126,37 @@ def test_what_is_searched_for_is_found_and_nothing_else(archive: Archive) -> Non
     assert len(found(f"/studies/{STUDY}/instances", Modality="CT", Rows="96")) == 41
     assert len(found(f"/studies/{STUDY}/series/{SERIES}/instances", InstanceNumber="7")) == 1
     assert found("/studies/1.2.3/series") == []
+
+
+def test_the_requests_of_a_stock_ohif_are_answered(archive: Archive) -> None:
+    # As OHIF 3.12 sent them with the configuration in docs/dicomweb.md.
+    asked = {"limit": "101", "offset": "0", "fuzzymatching": "false", "includefield": "00081030,00080060"}
+    (listed,) = archive.get("/studies", "application/dicom+json", **asked, PatientName="*jörg*").json()
+    shown = {"00080020", "00080030", "00080050", "00080061", "00081030", "00100010", "00100020", "00201208"}
+    assert shown <= listed.keys()
+    assert listed["00201208"]["Value"] == [44]
+    chosen = {"ModalitiesInStudy": "SEG,MR", "StudyDate": "20200101-20200201"}
+    (again,) = archive.get("/studies", "application/dicom+json", **asked, **chosen).json()
+    assert again == listed
+    series = archive.get(f"/studies/{STUDY}/series", includefield="00080021,00080031,0008103E,00200011").json()
+    uids = {one["00080060"]["Value"][0]: one["0020000E"]["Value"][0] for one in series}
+    assert {"CT", "SEG", "SR", "OT"} == uids.keys()
+    assert all(one["00201209"]["Value"][0] >= 1 for one in series)
+
+    headers = archive.get(f"/studies/{STUDY}/series/{uids['SEG']}/metadata", "application/dicom+json").json()[0]
+    source = {one["0020000E"]["Value"][0] for one in headers["00081115"]["Value"]}
+    assert source == {SERIES}, "a SEG is laid over the series that it refers to"
+    one = headers["00080018"]["Value"][0]
+    whole = f"/studies/{STUDY}/series/{uids['SEG']}/instances/{one}"
+    for accept in ('multipart/related; type="application/dicom"', "multipart/related; type=application/dicom"):
+        assert (archive.results / "seg.dcm").read_bytes() in archive.get(whole, accept).content
+    every = "multipart/related; type=application/octet-stream; transfer-syntax=*"
+    frame = archive.get(f"{instance_of(archive, 20)}/frames/1", every)
+    assert pydicom.dcmread(archive.files[20]).PixelData in frame.content
+    small = archive.get(
+        f"{instance_of(archive, 20)}/thumbnail", every.replace("; transfer-syntax=*", ""), accept="image/jpeg"
+    )
+    assert small.headers["content-type"] == "image/jpeg"
 
 
 def test_parts_of_a_list_are_given_and_said_to_be_parts(archive: Archive) -> None:

@@ -26,14 +26,17 @@ export function grey(value, center, width) {
   return Math.floor(((value - middle) / (span || 1) + 0.5) * 255 + 0.5);
 }
 
-let table = { center: NaN, width: NaN, shades: new Uint8Array(65536) };
-function shades() {
+// The pixel of every value of a 16-bit volume, as it lies in the memory of a canvas.
+let table = { center: NaN, width: NaN, pixels: new Uint32Array(65536) };
+function pixelsOfWindow() {
   if (table.center !== state.center || table.width !== state.width) {
-    const made = new Uint8Array(65536);
-    for (let value = -32768; value < 32768; value++) made[value & 0xffff] = grey(value, state.center, state.width);
-    table = { center: state.center, width: state.width, shades: made };
+    const { center, width } = state, { pixels } = table;
+    for (let value = -32768; value < 32768; value++) {
+      pixels[value & 0xffff] = 0xff000000 | (grey(value, center, width) * 0x010101);
+    }
+    table = { center, width, pixels };
   }
-  return table.shades;
+  return table.pixels;
 }
 
 // ---- planes: fetched when they are wanted, the recent ones kept -------------------------------------------------
@@ -64,6 +67,10 @@ async function plane(name, kind, index, signal) {
 }
 
 function cached(name, kind, index) { return kept.get(`${name}/${kind}/${index}`); }
+
+// Nothing else is asked for before the first picture is on the screen.
+let toldPresented;
+const presented = new Promise((tell) => { toldPresented = tell; });
 
 function say(fault) { $("fault").textContent = fault ? `${fault[0].toUpperCase()}${fault.slice(1)}.` : ""; }
 
@@ -154,6 +161,7 @@ class View {
     if (this.ahead) this.ahead.abort();
     const ahead = new AbortController();
     this.ahead = ahead;
+    await presented;
     const steps = [];
     for (let step = 1; step <= AHEAD; step++) steps.push(step * this.direction);
     steps.push(-this.direction, -2 * this.direction);
@@ -174,8 +182,8 @@ class View {
     this.painted = key;
     const { values, words } = this;
     if (values instanceof Int16Array) {
-      const shade = shades();
-      for (let at = 0; at < values.length; at++) words[at] = 0xff000000 | (shade[values[at] & 0xffff] * 0x010101);
+      const pixels = pixelsOfWindow();
+      for (let at = 0; at < values.length; at++) words[at] = pixels[values[at] & 0xffff];
     } else {
       for (let at = 0; at < values.length; at++) {
         words[at] = 0xff000000 | (grey(values[at], state.center, state.width) * 0x010101);
@@ -207,26 +215,26 @@ class View {
       path.moveTo(x, y);
       path.lineTo(toX, toY);
     };
-    const get = (row, column) => (row < 0 || column < 0 || row >= rows || column >= columns ? 0 : labels[row * columns + column]);
-    // Runs of edges along rows, then along columns, each one line.
-    const trace = (outer, inner, label, add) => {
+    // Runs of edges along rows, then along columns, each one line. Plain loops: a plane has half a million edges.
+    const trace = (outer, inner, outerStep, innerStep, add) => {
       for (let lane = 0; lane < outer; lane++) {
-        for (const side of [0, 1]) {
-          let begun = -1, of = 0;
-          for (let at = 0; at <= inner; at++) {
-            const here = at < inner ? label(lane, at) : 0;
-            const edge = here && label(lane + (side ? 1 : -1), at) !== here ? here : 0;
+        for (let side = 0; side < 2; side++) {
+          const beyond = lane === (side ? outer - 1 : 0), other = side ? outerStep : -outerStep;
+          let begun = -1, of = 0, place = lane * outerStep;
+          for (let at = 0; at < inner; at++, place += innerStep) {
+            const here = labels[place];
+            const edge = here && (beyond || labels[place + other] !== here) ? here : 0;
             if (edge === of) continue;
             if (of) add(of, lane + side, begun, at);
             begun = at;
             of = edge;
           }
+          if (of) add(of, lane + side, begun, inner);
         }
       }
     };
-    trace(rows, columns, get, (label, y, from, to) => line(label, from, y, to, y));
-    const across = (column, row) => get(row, column);
-    trace(columns, rows, across, (label, x, from, to) => line(label, x, from, x, to));
+    trace(rows, columns, columns, 1, (label, y, from, to) => line(label, from, y, to, y));
+    trace(columns, rows, 1, columns, (label, x, from, to) => line(label, x, from, x, to));
     return this.paths;
   }
 
@@ -286,7 +294,10 @@ class View {
     const number = `${this.index + 1} / ${state.shape[this.axis]}`;
     this.where.textContent = `${this.kind} ${number}`;
     this.canvas.setAttribute("aria-label", `${this.kind} plane ${number}`);
-    if (!document.body.dataset.firstPicture) document.body.dataset.firstPicture = performance.now().toFixed(1);
+    if (!document.body.dataset.firstPicture) {
+      document.body.dataset.firstPicture = performance.now().toFixed(1);
+      setTimeout(toldPresented);
+    }
     this.section.dataset.shown = String(this.shown);
     this.section.dataset.lungs = String(state.lungs && !!this.labels);
   }
@@ -496,9 +507,10 @@ async function load(volume, grid, geometry) {
   $("legend").hidden = !grid.lungs;
   $("lungs").disabled = !grid.lungs;
   for (const view of views) view.reset();
-  // The axial plane first: it is there before the whole volume is unpacked.
+  // The axial plane first: the others may need the whole volume, which is unpacked only then.
   await views[0].refresh();
   tell();
+  await presented;
   for (const view of views.slice(1)) view.refresh().then(tell);
 }
 
