@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, and is no property of what is tested.
+settings.register_profile("ctnode", deadline=None)
+settings.load_profile("ctnode")
 
 
 @pytest.fixture(autouse=True)
