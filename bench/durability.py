@@ -41,6 +41,7 @@ FS_IOC_SHUTDOWN = 0x8004587D
 WITHOUT_FLUSH = 2
 IMAGE_BYTES = 512 << 20
 SENDERS = 2
+HEAD_BYTES = 4096
 
 
 @contextmanager
@@ -131,7 +132,9 @@ def look_for(notes: dict[bytes, str], place: Path, seed: int) -> Count:
             continue
         content = file.read_bytes()
         if content.rstrip(b"\0").endswith(pixels.rstrip(b"\0")):
-            found |= {name for name in notes if name + b"\0" in content or name + b"\x20" in content}
+            # The UIDs stand before the pixels.
+            head = content[:HEAD_BYTES]
+            found |= {name for name in notes if name + b"\0" in head or name + b"\x20" in head}
         elif content[128:132] == b"DICM" and file.suffix != ".part":
             torn += 1
     return Count(len(notes), len(notes.keys() - found), len(found - known_to_orthanc(place, found)), torn)

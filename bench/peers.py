@@ -20,7 +20,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-START_S = 30.0
+START_S = 120.0
 ORTHANC = "/usr/sbin/Orthanc"
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
 
