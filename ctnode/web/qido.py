@@ -190,12 +190,14 @@ class Search:
         instance = first.first if first else None
         known: Hit = {
             _STUDY: (study.uid,),
-            _MODALITIES: tuple(dict.fromkeys(one.modality for one in series if one.modality)),
             _AVAILABILITY: ("ONLINE",),
             _URL: (f"{self._base_url}/studies/{study.uid}",),
             _STUDY_SERIES: (len(series),),
             _STUDY_INSTANCES: (sum(one.count for one in series),),
         }
+        # Without any the attribute is left out: one study with an empty one would take OHIF's whole list away.
+        if modalities := tuple(dict.fromkeys(one.modality for one in series if one.modality)):
+            known[_MODALITIES] = modalities
         tags = STUDY_TAGS | (self._extra - _BELOW_STUDY - _BELOW_SERIES)
         return self._read(instance, tags) | known
 

@@ -151,6 +151,8 @@ def every_page_fits_a_phone_and_can_be_read(page: Page, scheme: str) -> None:
         page.goto(path)
         wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wider <= 0, f"{path} is {wider} pixels too wide"
+        wider = page.evaluate(LONG_WORDS)
+        assert wider <= 0, f"{path} is {wider} pixels too wide with a long UID in a message"
         assert page.evaluate(FAINT) == [], path
         # No state is told by colour alone: each mark has a word.
         assert (
@@ -159,6 +161,10 @@ def every_page_fits_a_phone_and_can_be_read(page: Page, scheme: str) -> None:
         shot(page, f"phone-{scheme}-{path.strip('/').replace('/', '-') or 'now'}")
 
 
+LONG_WORDS = """() => {
+  for (const cell of document.querySelectorAll('.rows td:not(.n)')) cell.append(' ' + '1.2.840.'.repeat(8));
+  return document.documentElement.scrollWidth - document.documentElement.clientWidth;
+}"""
 # Texts whose contrast to what lies behind them is under 4.5 (WCAG 2.2, 1.4.3).
 FAINT = """() => {
   const light = (text) => {

@@ -321,7 +321,12 @@ def test_split_series_replaced_bytes_and_hostile_headers_are_told_apart(tmp_path
     root.hold(Bare("1.2.3.1.1", number="2"))
     root.hold(Bare("1.2.3.1.2", patient="P2"))
     root.hold(Hostile("1.2.3.2.1", series="1.2.3.2"), Bare("1.2.3.2.2", series="1.2.3.2"))
+    root.hold(Bare("1.2.4.1.1", study="1.2.4", series="1.2.4.1", modality=""))
     client = TestClient(root.app(), base_url="http://127.0.0.1")
+    nameless, _ = client.get("/dicom-web/studies").json()
+    assert nameless["0020000D"]["Value"] == ["1.2.4"]
+    assert "00080061" not in nameless, "OHIF shows no study at all where one has an empty attribute"
+    assert client.get("/dicom-web/studies?ModalitiesInStudy=CT").json() == client.get("/dicom-web/studies").json()[1:]
 
     def ask(path: str):
         return client.get(f"/dicom-web/studies/1.2.3{path}")
