@@ -160,7 +160,7 @@ def result_file(node: WebNode, record: catalog.Series, revision: int, name: str)
         If there is none of this name.
     """
     path = results.file_of(results.folder_of(node.layout, record, revision), name)
-    media = results.MEDIA.get(path.suffix, "application/octet-stream")
+    media = results.MEDIA.get(path.suffix, results.OTHER)
     kind = "inline" if path.suffix == ".png" else "attachment"
     headers = {"content-security-policy": "default-src 'none'; sandbox", "cache-control": "no-store"}
     return FileResponse(path, media_type=media, filename=name, content_disposition_type=kind, headers=headers)
