@@ -21,7 +21,7 @@ from ctnode.archive.trouble import Trouble, trouble
 from ctnode.flow.why import as_times, why, why_as_json
 from ctnode.web import results
 from ctnode.web.context import WebNode
-from ctnode.web.deeds import DEEDS, REASON_LIMIT, ask, do
+from ctnode.web.deeds import DEEDS, REASON_LIMIT, REASONED, ask, do
 from ctnode.web.guard import Principal, principal_of
 from ctnode.web.live import Rates
 from ctnode.web.openapi import Call, Parameter, describe, items, record
@@ -196,7 +196,7 @@ def _acting(node: WebNode) -> list[Call]:
 
     def deed(kind: str, verb: str) -> Call:
         async def act(request: Request) -> JSONResponse:
-            reason = await _reason(request) if verb == "hold" else ""
+            reason = await _reason(request) if verb in REASONED else ""
             number = request.path_params["number"]
             return JSONResponse({"done": await asyncio.to_thread(do, node, kind, verb, number, _who(request), reason)})
 
@@ -204,7 +204,7 @@ def _acting(node: WebNode) -> list[Call]:
         meaning = f"{verb.capitalize()}: as the command `ctnode {kind} {verb}`."
         return Call(
             "POST", f"{ROOT}/{kind}/{{number:int}}/{verb}", meaning, act, _WORDS,
-            body=body if verb == "hold" else None, refusals=(409,),
+            body=body if verb in REASONED else None, refusals=(409,),
         )  # fmt: skip
 
     def echo(request: Request) -> JSONResponse:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from ctnode.archive import catalog, outbox
+from ctnode.archive import outbox
 from ctnode.archive.database import Database
 from ctnode.flow import operating
+from ctnode.flow.operating import Operator
 from ctnode.ops import audit
 from ctnode.web.context import WebNode
 from ctnode.web.guard import Principal
@@ -15,54 +16,64 @@ from ctnode.wire.sender import EchoResult
 
 REASON_LIMIT: Final = 200
 
-_Deed = Callable[[Database, int, str, str], str]
+_Deed = Callable[[Database, int, Operator, str], str]
 
 
-def _requeue(database: Database, number: int, by: str, _reason: str) -> str:
+def _requeue(database: Database, number: int, by: Operator, _reason: str) -> str:
     return f"revision {operating.requeue(database, number, by).n} is queued"
 
 
-def _hold(database: Database, number: int, by: str, reason: str) -> str:
+def _hold(database: Database, number: int, by: Operator, reason: str) -> str:
     return f"revision {operating.hold(database, number, reason, by).n} is held"
 
 
-def _release(database: Database, number: int, by: str, _reason: str) -> str:
+def _release(database: Database, number: int, by: Operator, _reason: str) -> str:
     return f"revision {operating.release(database, number, by).n} is no longer held"
 
 
-def _complete(database: Database, number: int, by: str, _reason: str) -> str:
+def _complete(database: Database, number: int, by: Operator, _reason: str) -> str:
     return f"revision {operating.complete(database, number, by).n} waits no longer"
 
 
-def _retry_job(database: Database, number: int, by: str, _reason: str) -> str:
+def _acknowledge(database: Database, number: int, by: Operator, reason: str) -> str:
+    return f"revision {operating.acknowledge(database, number, reason, by).n} is acknowledged"
+
+
+def _retry_job(database: Database, number: int, by: Operator, _reason: str) -> str:
     return f"job {number}: revision {operating.retry_job(database, number, by).n} is queued"
 
 
-def _cancel_job(database: Database, number: int, by: str, _reason: str) -> str:
+def _cancel_job(database: Database, number: int, by: Operator, _reason: str) -> str:
     operating.cancel_job(database, number, by)
     return f"job {number} is cancelled"
 
 
-def _retry_delivery(database: Database, number: int, by: str, _reason: str) -> str:
+def _retry_delivery(database: Database, number: int, by: Operator, _reason: str) -> str:
     delivery = outbox.get(database, number)
     with database.immediate():
         operating.retry_delivery(database, delivery, by)
+    operating.note_deliveries(by, "tried again", [number])
     return f"delivery {number} is tried again"
 
 
-def _cancel_delivery(database: Database, number: int, by: str, _reason: str) -> str:
+def _cancel_delivery(database: Database, number: int, by: Operator, _reason: str) -> str:
     delivery = outbox.get(database, number)
     with database.immediate():
         operating.cancel_delivery(database, delivery, by)
+    operating.note_deliveries(by, "cancelled", [number])
     return f"delivery {number} is cancelled"
 
 
 # What is acted on, and the verbs for it; each verb is a command as well.
 DEEDS: Final[Mapping[str, Mapping[str, _Deed]]] = {
-    "series": {"requeue": _requeue, "hold": _hold, "release": _release, "complete": _complete},
+    "series": {
+        "requeue": _requeue, "hold": _hold, "release": _release, "complete": _complete, "acknowledge": _acknowledge,
+    },
     "jobs": {"retry": _retry_job, "cancel": _cancel_job},
     "deliveries": {"retry": _retry_delivery, "cancel": _cancel_delivery},
-}
+}  # fmt: skip
+# Those that take a reason.
+REASONED: Final = frozenset({"hold", "acknowledge"})
 
 
 def do(node: WebNode, kind: str, verb: str, number: int, who: Principal, reason: str = "") -> str:
@@ -73,22 +84,9 @@ def do(node: WebNode, kind: str, verb: str, number: int, who: Principal, reason:
     NotFound, WrongState
         If there is no such object, or its state does not allow it.
     """
-    by = f"{who.name} on the page"
-    studies: tuple[str, ...] = ()
-    series: tuple[str, ...] = ()
+    by = operating.by_page(node.config, who.name)
     with node.open_for_writing() as database:
-        if kind == "series":
-            found = catalog.by_id(database, number)
-            studies, series = (found.study,), (found.uid,)
         words = DEEDS[kind][verb](database, number, by, reason.strip()[:REASON_LIMIT])
-    event = audit.Event.INSTANCES_ACCESSED if series else audit.Event.APPLICATION_ACTIVITY
-    _note(
-        node,
-        audit.Record(
-            event, audit.Action.UPDATE, who.name, f"{verb} {kind}", studies=studies, series=series,
-            reference="" if series else str(number),
-        ),
-    )  # fmt: skip
     node.log.info("operator acted", what=f"{kind} {verb}", job=number, reason=who.name)
     return words
 

@@ -73,7 +73,7 @@ def ask(operation: APIOperation, mode: GenerationMode, headers: Headers, names: 
         if mode is GenerationMode.POSITIVE:
             for name, value in case.path_parameters.items():
                 if isinstance(value, int):
-                    case.path_parameters[name] = 1 + value % 3 if name != "revision" else 1
+                    case.path_parameters[name] = 1 + value % 4 if name != "revision" else 1
                 elif number := zlib.crc32(value.encode("utf-8", "replace")) % (len(names) + 1):
                     case.path_parameters[name] = names[number - 1]
         statuses.add(case.call_and_validate(headers=headers).status_code)

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from starlette.routing import Route
 
-from ctnode.archive import outbox, rejections, revisions
+from ctnode.archive import jobs, outbox, rejections, revisions
 from ctnode.archive.outbox import Parcel
 from ctnode.web.api import api_routes
 from ctnode.words import VolumeStatus
@@ -135,6 +135,50 @@ def test_problems_name_each_kind_with_what_to_do(site: Site) -> None:
     told = site.client.get(f"{API}/problems").json()
     assert [one["code"] for one in told["refused"]] == ["TILTED"]
     assert [one["id"] for one in told["suspect"]] == [2]
+
+
+def test_what_somebody_acknowledged_leaves_the_problems_until_something_new_is_wrong(site: Site) -> None:
+    site.queue()
+    site.publish(status=VolumeStatus.REFUSED)
+    site.queue(3, series="1.2.3.2")
+    database = site.root.database
+    with database.immediate():
+        outbox.post(database, 1, [Parcel("pacs", "report", "a/report.dcm", "0" * 64)])
+        database.execute("UPDATE deliveries SET state = 'DEAD', status = 42752")
+        database.execute("UPDATE revisions SET verdict = 'SUSPECT' WHERE series_id = 2")
+        database.execute("UPDATE series SET flags = '[\"CONFLICT\"]' WHERE id = 2")
+    for _ in range(jobs.MAX_FAILURES):
+        database.execute("UPDATE jobs SET due_at = 0")
+        database.connection.commit()
+        lease = jobs.claim(database, "one")
+        assert lease is not None
+        jobs.fail(database, lease, "no memory")
+    assert "2 things need somebody" in site.client.get("/").text
+    page = site.client.get("/problems").text
+    for word in ("Failed series", "Dead jobs", "Suspect series", "Volumes refused", "Flagged", "Deliveries given up"):
+        assert word in page, word
+    told = site.post("/act/series/2/acknowledge", reason="known gap", back="/problems").headers["location"]
+    assert "revision 2 is acknowledged" not in told
+    assert site.client.get(told).text.count("revision 1 is acknowledged") == 1
+    headers = {"x-csrf-token": site.csrf()}
+    assert site.client.post(f"{API}/series/1/acknowledge", headers=headers, json={"reason": "x"}).status_code == 200
+    site.post("/act/deliveries/1/cancel")
+    assert timeline(site)[:2] == [
+        "acknowledged by local on the page: known gap",
+        "acknowledged by local on the page: x",
+    ]
+    page = site.client.get("/problems").text
+    assert "Nothing needs you" in page or re.findall(r"<h2>([^<]+)", page) == ["The node"], re.findall(r"<h2>", page)
+    assert "things need somebody" not in site.client.get("/").text
+    # It stays marked where it is looked for, and says so.
+    assert "SUSPECT" in site.client.get(f"{API}/series?verdict=SUSPECT").text
+    assert '<span class="tag">acknowledged</span>' in site.client.get("/series/2").text
+    assert site.post("/act/series/2/acknowledge").status_code == 409
+    # A run that fails once more is something new; so is an image that comes late.
+    site.post("/act/series/2/requeue")
+    assert "Suspect series" in site.client.get("/problems").text
+    site.root.hold(Image("1.2.3.1.99", series="1.2.3.1"))
+    assert site.post("/act/series/1/acknowledge").status_code == 409
 
 
 def test_an_association_shows_which_contexts_were_refused_and_why(site: Site) -> None:

@@ -344,5 +344,5 @@ def test_the_trail_names_who_logged_in_and_what_they_did(site: Site) -> None:
     assert found is not None
     assert client.post(f"/act/series/{number}/hold", data={"csrf": found[1], "reason": "x"}).status_code == 303
     entries = [(one["who"], one["what"], one["outcome"]) for one in audit.read(site.config.root)]
-    assert entries == [("unknown", "login", 4), ("alice", "login", 0), ("alice", "hold series", 0)]
+    assert entries == [("unknown", "login", 4), ("alice", "login", 0), ("alice", "hold", 0)]
     assert "Mallory" not in str(list(audit.read(site.config.root)))
