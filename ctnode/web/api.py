@@ -21,7 +21,7 @@ from ctnode.archive.trouble import Trouble, trouble
 from ctnode.flow.why import as_times, why, why_as_json
 from ctnode.web import results
 from ctnode.web.context import WebNode
-from ctnode.web.deeds import DEEDS, REASON_LIMIT, REASONED, ask, do
+from ctnode.web.deeds import DEEDS, REASON_LIMIT, REASONED, ask, do, note_upload
 from ctnode.web.guard import Principal, principal_of
 from ctnode.web.live import Rates
 from ctnode.web.openapi import Call, Parameter, describe, items, record
@@ -212,7 +212,7 @@ def _acting(node: WebNode) -> list[Call]:
 
     async def upload(request: Request) -> JSONResponse:
         taken = await uploads.take(request)
-        node.log.info("operator acted", what="upload", instances=taken.imported, reason=_who(request).name)
+        await asyncio.to_thread(note_upload, node, taken.imported, _who(request))
         return JSONResponse(asdict(taken))
 
     return [

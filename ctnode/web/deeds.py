@@ -105,6 +105,13 @@ def ask(node: WebNode, name: str, who: Principal) -> EchoResult:
     return result
 
 
+def note_upload(node: WebNode, instances: int, who: Principal) -> None:
+    """Write down who brought how many instances."""
+    event, action = audit.Event.IMPORT, audit.Action.CREATE
+    _note(node, audit.Record(event, action, who.name, "upload", instances=instances))
+    node.log.info("operator acted", what="upload", instances=instances, reason=who.name)
+
+
 def note_login(node: WebNode, name: str, address: str) -> None:
     """Write a login into the audit trail, or with an empty name one that failed: what was typed is not repeated."""
     outcome = audit.Outcome.SUCCESS if name else audit.Outcome.MINOR_FAILURE

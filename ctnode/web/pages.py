@@ -135,7 +135,7 @@ def page_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
         )  # fmt: skip
 
     def upload(request: Request) -> Response:
-        return renderer.page(request, "upload.html", limit_mb=node.config.web.max_upload_mb)
+        return renderer.page(request, "upload.html", limit_mb=node.config.web.max_upload_mb, taken=None)
 
     return [
         Route("/", now),

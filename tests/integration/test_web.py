@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from ctnode.archive import jobs, outbox, rejections, revisions
 from ctnode.archive.outbox import Parcel
+from ctnode.ops import audit
 from ctnode.web.api import api_routes
 from ctnode.words import VolumeStatus
 from tests.archive_root import CT, Image, stack
@@ -259,6 +260,44 @@ def test_an_upload_goes_through_the_front_door(site: Site) -> None:
     assert "upload:" in junk["reasons"][0]
     assert site.client.post(f"{API}/upload", content=b"", headers=headers).status_code == 400
     assert not list(site.root.layout.run.glob("upload-*"))
+
+
+def test_files_of_a_form_are_taken_where_no_script_sends_them(site: Site) -> None:
+    files = [("files", (f"{HOSTILE}{number}.dcm", image.encode())) for number, image in enumerate(stack(3))]
+    files.append(("files", ("notes.txt", b"no DICOM at all")))
+    answer = site.client.post("/upload", data={"csrf": site.csrf()}, files=files)
+    assert answer.status_code == 200
+    assert "3 images taken" in answer.text
+    assert "upload-4:" in answer.text
+    # What a file is called may be a name.
+    assert "script&gt;x" not in answer.text
+    assert "<script>x" not in answer.text
+    site.root.settle()
+    assert site.root.one("SELECT count(*) FROM instances") == 3
+    assert [one["what"] for one in audit.read(site.config.root)] == ["upload"]
+    assert not list(site.root.layout.run.glob("upload-*"))
+
+
+def test_a_form_without_its_token_before_the_files_or_without_its_end_takes_nothing(site: Site) -> None:
+    image, token = stack(1)[0].encode(), site.csrf()
+    part = b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    file, proof = part % (b"files", b'; filename="a"', image), part % (b"csrf", b"", token.encode())
+    nothing = part % (b"files", b'; filename=""', b"")
+
+    def post(body: bytes, kind: str = "multipart/form-data; boundary=b") -> int:
+        return int(site.client.post("/upload", content=body, headers={"content-type": kind}).status_code)
+
+    assert post(file + proof + b"--b--\r\n") == 403
+    assert post(part % (b"csrf", b"", b"0" * 64) + file + b"--b--\r\n") == 403
+    assert post(part % (b"csrf", b"", b"0" * 2000) + file + b"--b--\r\n") == 400
+    assert post(proof + file) == 400
+    assert post(proof + file[:-20]) == 400
+    assert post(proof + nothing + b"--b--\r\n") == 400
+    assert post(b"garbage") == 400
+    assert post(proof, "text/plain") == post(proof, "multipart/form-data") == 403
+    assert not list(site.root.layout.incoming.rglob("*.dcm"))
+    assert post(proof + file + b"--b--\r\n") == 200
+    assert len(list(site.root.layout.incoming.rglob("*.dcm"))) == 1
 
 
 def test_an_upload_does_not_take_the_room_of_the_receiver(tmp_path: Path) -> None:
