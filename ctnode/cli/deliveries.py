@@ -14,6 +14,7 @@ from ctnode.archive.database import Database
 from ctnode.archive.outbox import Delivery
 from ctnode.archive.timeline import iso
 from ctnode.cli.show import Settings, as_json, as_times, print_json, print_table
+from ctnode.cli.steps import Steps
 from ctnode.cli.trail import did
 from ctnode.flow import operating
 from ctnode.words import DeliveryState, ExitCode, NotFound, WrongState
@@ -147,15 +148,17 @@ def _each(
     if target is not None and not outbox.listed(database, target=target, limit=1):
         raise NotFound(f"nothing was ever owed to {target}", hint="`ctnode deliveries list` shows the destinations")
     count, failures = 0, 0
-    for page in _pages(database, ids, target, states):
-        with database.immediate():
-            for delivery in page:
-                try:
-                    act(delivery)
-                    count += 1
-                except WrongState as error:
-                    failures += 1
-                    click.echo(f"{delivery.id}: {error.message}", err=True)
+    with Steps("deliveries", "objects") as steps:
+        for page in _pages(database, ids, target, states):
+            with database.immediate():
+                for delivery in page:
+                    try:
+                        act(delivery)
+                        count += 1
+                    except WrongState as error:
+                        failures += 1
+                        click.echo(f"{delivery.id}: {error.message}", err=True)
+            steps.at(count)
     operating.note_deliveries(by, done, ids, target=target or "", count=count)
     click.echo(f"{count} {done}")
     raise click.exceptions.Exit(ExitCode.FINDINGS if failures else ExitCode.OK)
