@@ -109,7 +109,7 @@ def _reading(node: WebNode) -> list[Call]:
     def file(request: Request) -> Response:
         with node.open_database() as database:
             record_ = catalog.by_id(database, request.path_params["series_id"])
-        return result_file(node, record_, request.path_params["revision"], request.path_params["name"])
+        return result_file(node, request, record_)
 
     def job_list(request: Request) -> JSONResponse:
         state = _one_of(request, JobState)

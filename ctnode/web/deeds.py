@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from ctnode.archive import outbox
+from starlette.requests import Request
+
+from ctnode.archive import catalog, outbox
 from ctnode.archive.database import Database
 from ctnode.flow import operating
 from ctnode.flow.operating import Operator
 from ctnode.ops import audit
 from ctnode.web.context import WebNode
-from ctnode.web.guard import Principal
+from ctnode.web.guard import Principal, principal_of
 from ctnode.wire.sender import EchoResult
 
 REASON_LIMIT: Final = 200
@@ -87,8 +89,14 @@ def do(node: WebNode, kind: str, verb: str, number: int, who: Principal, reason:
     by = operating.by_page(node.config, who.name)
     with node.open_for_writing() as database:
         words = DEEDS[kind][verb](database, number, by, reason.strip()[:REASON_LIMIT])
-    node.log.info("operator acted", what=f"{kind} {verb}", job=number, reason=who.name)
+        uid = catalog.by_id(database, number).uid if kind == "series" else ""
+    node.log.info("operator acted", what=f"{kind} {verb}", reason=who.name, **_named(kind, number, uid))
     return words
+
+
+def _named(kind: str, number: int, uid: str) -> dict[str, str | int]:
+    """Return by what the log names what was acted on."""
+    return {"series": uid} if kind == "series" else {"job" if kind == "jobs" else "delivery": number}
 
 
 def ask(node: WebNode, name: str, who: Principal) -> EchoResult:
@@ -110,6 +118,16 @@ def note_upload(node: WebNode, instances: int, who: Principal) -> None:
     event, action = audit.Event.IMPORT, audit.Action.CREATE
     _note(node, audit.Record(event, action, who.name, "upload", instances=instances))
     node.log.info("operator acted", what="upload", instances=instances, reason=who.name)
+
+
+def note_access(node: WebNode, request: Request, what: str, study: str, series: Iterable[str]) -> None:
+    """Write down who was handed what of which series: once an hour, since a viewer asks for each picture."""
+    who = principal_of(request)
+    name = who.name if who is not None else "unknown"
+    fresh = tuple(uid for uid in dict.fromkeys(series) if node.sessions.is_news(name, what, study, uid))
+    if fresh:
+        event, action = audit.Event.INSTANCES_ACCESSED, audit.Action.READ
+        _note(node, audit.Record(event, action, name, what, studies=(study,), series=fresh))
 
 
 def note_login(node: WebNode, name: str, address: str) -> None:

@@ -200,6 +200,15 @@ def test_a_flood_of_tries_is_answered_without_looking_at_the_password(
     assert len(asked) == FREE_TRIES
 
 
+def test_who_looks_at_a_series_is_news_once_an_hour() -> None:
+    now = [0.0]
+    sessions = Sessions(clock=lambda: now[0])
+    assert [sessions.is_news("alice", "1.2.3") for _ in range(3)] == [True, False, False]
+    assert sessions.is_news("bob", "1.2.3")
+    now[0] = 3600.0
+    assert sessions.is_news("alice", "1.2.3")
+
+
 def test_an_expired_session_is_none() -> None:
     now = [0.0]
     sessions = Sessions(clock=lambda: now[0])
@@ -345,4 +354,8 @@ def test_the_trail_names_who_logged_in_and_what_they_did(site: Site) -> None:
     assert client.post(f"/act/series/{number}/hold", data={"csrf": found[1], "reason": "x"}).status_code == 303
     entries = [(one["who"], one["what"], one["outcome"]) for one in audit.read(site.config.root)]
     assert entries == [("unknown", "login", 4), ("alice", "login", 0), ("alice", "hold", 0)]
+    for _ in range(3):
+        client.get("/dicom-web/studies/1.2.3/series/1.2.3.1/metadata")
+    (looked,) = [one for one in audit.read(site.config.root) if one["event"] == "DICOM Instances Accessed"][1:]
+    assert (looked["who"], looked["what"], looked["series"]) == ("alice", "DICOMweb", ["1.2.3.1"])
     assert "Mallory" not in str(list(audit.read(site.config.root)))
