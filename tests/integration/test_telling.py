@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from ctnode.cli import cli
 from ctnode.config import Audit, Config, Notify, Storage, Target, Tls, Web
 from ctnode.flow import notifier
 from ctnode.flow.doctor import examine
+from ctnode.flow.metrics import exposition
 from ctnode.flow.notifier import Notifier, conditions
 from ctnode.flow.telling import NotTold, compose, tell
 from ctnode.words import Verdict
@@ -284,6 +286,12 @@ def test_each_certificate_and_authority_that_is_used_is_looked_at(root: Root, tm
         "certificate of target pacs within 30 days", "certificate of target pacs within 7 days",
         "ca of target pacs within 30 days",
         "ca of channel duty",
+    }  # fmt: skip
+    days = dict(
+        re.findall(r'ctnode_certificate_file_days\{file="([^"]+)"\} (.+)', exposition(config, root.database).decode())
+    )
+    assert {name: round(float(value)) for name, value in days.items()} == {
+        "web.certificate": -1, "audit.ca": 60, "certificate of target pacs": 5, "ca of target pacs": 30,
     }  # fmt: skip
     found = {one.what: one.is_good for one in examine(config)}
     assert found["audit.ca"]
