@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from ctnode.web.connections import network_of
 from ctnode.web.context import WebNode
 from ctnode.web.deeds import DEEDS, ask, do, note_login, note_upload
 from ctnode.web.forms import NOT_OURS
@@ -53,7 +54,9 @@ def action_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
             return renderer.page(request, "login.html", next=wanted, words="")
         form = await read_form(request)
         address = _address_of(node, request)
-        wait_s = node.sessions.wait_s(address)
+        # With IPv6 one client has a whole network of addresses to try from.
+        tries = network_of(address)
+        wait_s = node.sessions.wait_s(tries)
         if wait_s > 0:
             words = f"too many wrong passwords; try again in {wait_s:.0f} s"
             answer = renderer.page(request, "login.html", next=wanted, words=words)
@@ -62,13 +65,13 @@ def action_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
             return answer
         user = await asyncio.to_thread(node.users.with_password, form.get("name", ""), form.get("password", ""))
         if user is None:
-            node.sessions.failed(address)
+            node.sessions.failed(tries)
             node.log.warning("login failed", address=address)
             await asyncio.to_thread(note_login, node, "", address)
             answer = renderer.page(request, "login.html", next=wanted, words="name or password is wrong")
             answer.status_code = 401
             return answer
-        node.sessions.succeeded(address)
+        node.sessions.succeeded(tries)
         node.log.info("logged in", address=address, reason=user.name)
         await asyncio.to_thread(note_login, node, user.name, address)
         response = RedirectResponse(_own_path(form.get("next", wanted)), 303)

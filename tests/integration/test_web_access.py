@@ -18,12 +18,12 @@ from ctnode.config import Config
 from ctnode.ops import audit
 from ctnode.web import shield, users
 from ctnode.web.access import is_our_name, require_access
-from ctnode.web.app import routes
+from ctnode.web.app import make_app, routes
 from ctnode.web.sessions import FREE_TRIES, Sessions
 from ctnode.web.users import Role, Users, password_line, read_users, token_line
 from ctnode.words import ConfigError
 from tests.archive_root import stack
-from tests.web_root import Site
+from tests.web_root import BASE, Site
 
 pytestmark = pytest.mark.integration
 
@@ -198,6 +198,15 @@ def test_a_flood_of_tries_is_answered_without_looking_at_the_password(
     codes = [client.post("/login", data={"name": "alice", "password": "guess"}).status_code for _ in range(9)]
     assert codes == [401] * FREE_TRIES + [429] * (9 - FREE_TRIES)
     assert len(asked) == FREE_TRIES
+
+
+def test_another_address_of_the_same_ipv6_network_has_no_further_tries(site: Site) -> None:
+    app = make_app(site.node)
+    clients = [TestClient(app, BASE, client=(f"2001:db8:1:2::{number}", 1)) for number in range(FREE_TRIES + 1)]
+    codes = [client.post("/login", data={"name": "alice", "password": "guess"}).status_code for client in clients]
+    assert codes == [401] * FREE_TRIES + [429]
+    elsewhere = TestClient(app, BASE, client=("2001:db8:1:3::1", 1))
+    assert elsewhere.post("/login", data={"name": "alice", "password": "guess"}).status_code == 401
 
 
 def test_who_looks_at_a_series_is_news_once_an_hour() -> None:
