@@ -31,6 +31,8 @@ class Filter:
     ----------
     text
         A series, study or instance UID or the beginning of one, an AE title, or the name of a peer.
+    is_open
+        Only what nobody has acknowledged.
     """
 
     text: str = ""
@@ -38,6 +40,7 @@ class Filter:
     verdict: str = ""
     modality: str = ""
     flag: str = ""
+    is_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +119,19 @@ def _piece(
         source += " AND hold <> ''"
     elif wanted.flag:
         source += " AND flags <> '[]'"
+    elif wanted.is_open and (wanted.verdict or wanted.state):
+        # The words themselves and no parameters: only so the small indices of what is open can be taken.
+        is_bad = "verdict = 'SUSPECT'" if wanted.verdict else "state = 'FAILED'"
+        source = (
+            f"SELECT DISTINCT series_id FROM revisions WHERE {is_bad} AND acknowledged_at IS NULL"
+            " AND series_id < :before"
+        )
     elif wanted.verdict:
         source = "SELECT DISTINCT series_id FROM revisions WHERE verdict = :verdict AND series_id < :before"
     elif wanted.state:
         source = "SELECT DISTINCT series_id FROM revisions WHERE state = :state AND series_id < :before"
     source += f" ORDER BY {'series_id' if 'revisions' in source else 'id'} DESC LIMIT {PIECE}"
-    conditions = [_IS_NEWEST]
+    conditions = [_IS_NEWEST, "r.acknowledged_at IS NULL"] if wanted.is_open else [_IS_NEWEST]
     for column, value in (
         ("r.state", wanted.state),
         ("r.verdict", wanted.verdict),

@@ -37,13 +37,15 @@ class Series:
     own_instances: int
     # Images that retention deleted.
     deleted: int
+    # When somebody took its newest revision off the list of problems.
+    acknowledged_at: float | None
 
 
 _SELECT: Final = (
     "SELECT series.id, studies.uid AS study, series.uid, series.split, series.modality, series.instances, series.bytes,"
     " series.duplicates, series.deleted, series.flags, series.hold, series.last_at, series.ct_instances,"
     " series.own_instances, revisions.n AS revision, revisions.state, revisions.verdict, revisions.evidence,"
-    " revisions.reason, revisions.deadline"
+    " revisions.reason, revisions.deadline, revisions.acknowledged_at"
     " FROM series JOIN studies ON studies.id = series.study_id"
     " JOIN revisions ON revisions.series_id = series.id"
     " AND revisions.n = (SELECT max(n) FROM revisions WHERE series_id = series.id)"

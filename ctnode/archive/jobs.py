@@ -32,6 +32,8 @@ MAX_FAILURES: Final = 3
 MAX_INTERRUPTIONS: Final = 10
 FIRST_RETRY_S: Final = 5.0
 MAX_RETRY_S: Final = 600.0
+# So many of the newest are looked at for some that nobody has acknowledged.
+UNSEEN_AMONG: Final = 1000
 
 # Only with these very conditions does the planner take the partial index.
 _OPEN: Final = "state IN ('QUEUED', 'RUNNING', 'RETRY')"
@@ -276,6 +278,18 @@ def listing(database: Database, *, state: JobState | None = None, limit: int = 1
     # With a constant the planner takes the index of dead jobs.
     where = f"WHERE jobs.state = '{JobState(state)}'" if state else ""
     rows = database.rows(f"{_SHOWN} {where} ORDER BY jobs.id DESC LIMIT ?", (limit,))
+    return tuple(Job(**{**row, "state": JobState(row["state"])}) for row in rows)
+
+
+def unseen(database: Database, *, limit: int) -> tuple[Job, ...]:
+    """Return DEAD jobs that nobody has acknowledged, the newest first, out of the newest ``UNSEEN_AMONG``."""
+    rows = database.rows(
+        f"{_SHOWN} WHERE jobs.id IN (SELECT id FROM jobs WHERE state = 'DEAD' ORDER BY id DESC LIMIT {UNSEEN_AMONG})"
+        " AND revisions.state <> 'SUPERSEDED'"
+        " AND (revisions.acknowledged_at IS NULL OR jobs.ended_at > revisions.acknowledged_at)"
+        " ORDER BY jobs.id DESC LIMIT ?",
+        (limit,),
+    )
     return tuple(Job(**{**row, "state": JobState(row["state"])}) for row in rows)
 
 

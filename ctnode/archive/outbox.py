@@ -178,12 +178,12 @@ def requeue(database: Database, delivery_id: int, comment: str = "") -> None:
 
 
 def cancel(database: Database, delivery_id: int, comment: str) -> None:
-    """Give up what waits, inside the current transaction.
+    """Give up what waits, or let be what is DEAD, inside the current transaction.
 
     Raises
     ------
     WrongState
-        If it is under way, arrived, or given up already.
+        If it is under way, arrived, or cancelled already.
     """
     _move(database, delivery_id, DeliveryEvent.CANCEL, "comment = ?, ended_at = ?", comment, time.time())
 

@@ -106,7 +106,35 @@ def move(database: Database, revision_id: int, event: RevisionEvent, *, reason: 
         raise NotFound(f"no revision {revision_id}")
     state = next_state(REVISION_TRANSITIONS, RevisionState(row[0]), event)
     database.execute("UPDATE revisions SET state = ?, reason = ? WHERE id = ?", (state, reason, revision_id))
+    if state is RevisionState.FAILED:
+        _show_again(database, revision_id)
     return state
+
+
+def acknowledge(database: Database, series_id: int) -> Revision:
+    """Note that somebody has seen what is wrong with the newest revision of a series.
+
+    Raises
+    ------
+    WrongState
+        If it is still receiving, or was acknowledged already.
+    """
+    with database.immediate():
+        revision = newest(database, series_id)
+        if revision.state is RevisionState.RECEIVING:
+            raise WrongState(f"revision {revision.n} is still receiving: there is nothing to acknowledge yet")
+        changed = database.execute(
+            "UPDATE revisions SET acknowledged_at = ? WHERE id = ? AND acknowledged_at IS NULL",
+            (time.time(), revision.id),
+        )
+        if not changed.rowcount:
+            raise WrongState(f"revision {revision.n} was acknowledged already")
+        return revision
+
+
+def _show_again(database: Database, revision_id: int) -> None:
+    """Take back that a revision was acknowledged: what comes now is new."""
+    database.execute("UPDATE revisions SET acknowledged_at = NULL WHERE id = ?", (revision_id,))
 
 
 def complete(
@@ -251,6 +279,7 @@ def requeue(database: Database, series_id: int) -> Revision:
         held = database.execute("SELECT hold FROM series WHERE id = ?", (series_id,)).fetchone()[0]
         if held:
             lift_hold(database, revision, held)
+        _show_again(database, revision.id)
         if revision.state is RevisionState.COMPLETE:
             if not _is_busy(database, series_id):
                 queue(database, revision)

@@ -25,3 +25,17 @@ def web(db: sqlite_utils.Database) -> None:
     """Let the page find series by state and verdict, and what needs somebody."""
     for statement in _INDICES:
         db.execute(statement)
+
+
+_ACKNOWLEDGED: Final = (
+    "ALTER TABLE revisions ADD COLUMN acknowledged_at REAL",
+    "CREATE INDEX revisions_failed ON revisions (series_id) WHERE state = 'FAILED' AND acknowledged_at IS NULL",
+    "CREATE INDEX revisions_suspect ON revisions (series_id) WHERE verdict = 'SUSPECT' AND acknowledged_at IS NULL",
+)
+
+
+@MIGRATIONS(name="0014_acknowledged")
+def acknowledged(db: sqlite_utils.Database) -> None:
+    """Let an operator take what was seen off the list of problems."""
+    for statement in _ACKNOWLEDGED:
+        db.execute(statement)

@@ -9,7 +9,7 @@ from ctnode.archive import browse, jobs, outbox
 from ctnode.archive.browse import Filter, Listed
 from ctnode.archive.database import Database
 from ctnode.archive.layout import series_name
-from ctnode.words import DeliveryState, JobState
+from ctnode.words import DeliveryState
 
 SHOWN: Final = 20
 
@@ -62,12 +62,12 @@ def trouble(database: Database, *, limit: int = SHOWN) -> Trouble:
         return browse.series(database, wanted, limit=limit).lines
 
     return Trouble(
-        failed=lines(Filter(state="FAILED")),
-        suspect=lines(Filter(verdict="SUSPECT")),
+        failed=lines(Filter(state="FAILED", is_open=True)),
+        suspect=lines(Filter(verdict="SUSPECT", is_open=True)),
         held=lines(Filter(flag="held")),
-        flagged=lines(Filter(flag="flagged")),
+        flagged=lines(Filter(flag="flagged", is_open=True)),
         refused=_refused(database, limit),
-        dead_jobs=jobs.listing(database, state=JobState.DEAD, limit=limit),
+        dead_jobs=jobs.unseen(database, limit=limit),
         dead_deliveries=outbox.listed(database, state=DeliveryState.DEAD, limit=limit),
         quarantined=_quarantined(database, limit),
     )
@@ -81,9 +81,9 @@ def _refused(database: Database, limit: int) -> tuple[Refused, ...]:
         " coalesce((SELECT action FROM issues WHERE revision_id = v.revision_id AND volume = v.volume"
         " ORDER BY place LIMIT 1), '') AS action"
         " FROM (SELECT revision_id, volume FROM volumes WHERE status = 'REFUSED'"
-        " ORDER BY revision_id DESC LIMIT ?) AS v"
+        f" ORDER BY revision_id DESC LIMIT {jobs.UNSEEN_AMONG}) AS v"
         " JOIN revisions AS r ON r.id = v.revision_id JOIN series ON series.id = r.series_id"
-        " WHERE r.state <> 'SUPERSEDED' ORDER BY v.revision_id DESC",
+        " WHERE r.state <> 'SUPERSEDED' AND r.acknowledged_at IS NULL ORDER BY v.revision_id DESC LIMIT ?",
         (limit,),
     )
     return tuple(
@@ -93,6 +93,15 @@ def _refused(database: Database, limit: int) -> tuple[Refused, ...]:
         )
         for row in rows
     )  # fmt: skip
+
+
+def failures(database: Database) -> int:
+    """Return how many series failed that nobody has acknowledged, up to ``jobs.UNSEEN_AMONG``."""
+    row = database.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM revisions WHERE state = 'FAILED' AND acknowledged_at IS NULL"
+        f" LIMIT {jobs.UNSEEN_AMONG})"
+    ).fetchone()
+    return int(row[0])
 
 
 def _quarantined(database: Database, limit: int) -> tuple[Quarantined, ...]:

@@ -14,8 +14,8 @@ from ctnode.archive.database import Database
 from ctnode.archive.outbox import Delivery
 from ctnode.archive.timeline import iso
 from ctnode.cli.show import Settings, as_json, as_times, print_json, print_table
+from ctnode.cli.steps import Steps
 from ctnode.cli.trail import did
-from ctnode.config import Config
 from ctnode.flow import operating
 from ctnode.words import DeliveryState, ExitCode, NotFound, WrongState
 
@@ -107,11 +107,12 @@ def retry_deliveries(settings: Settings, ids: tuple[int, ...], target: str | Non
     """Try again now: the numbers IDS, or with --to all that was given up (DEAD) or waits for that target."""
     config, _, database = settings.writing()
     wanted = [DeliveryState(state)] if state else [DeliveryState.DEAD, DeliveryState.RETRY]
+    by = operating.by_command(config)
 
     def again(delivery: Delivery) -> None:
-        operating.retry_delivery(database, delivery, operating.COMMAND)
+        operating.retry_delivery(database, delivery, by)
 
-    _each(config, database, ids, target, wanted, again, "tried again")
+    _each(by, database, ids, target, wanted, again, "tried again")
 
 
 @deliveries_group.command("cancel")
@@ -119,17 +120,21 @@ def retry_deliveries(settings: Settings, ids: tuple[int, ...], target: str | Non
 @_target
 @click.pass_obj
 def cancel_deliveries(settings: Settings, ids: tuple[int, ...], target: str | None) -> None:
-    """Give up what waits: the numbers IDS, or with --to all that waits for that target. Nothing is taken back."""
+    """Give up what waits or is DEAD: the numbers IDS, or with --to all that waits for that target.
+
+    Nothing is taken back. What is DEAD is no problem any more then; with --to it stays as it is.
+    """
     config, _, database = settings.writing()
+    by = operating.by_command(config)
 
     def give_up(delivery: Delivery) -> None:
-        operating.cancel_delivery(database, delivery, operating.COMMAND)
+        operating.cancel_delivery(database, delivery, by)
 
-    _each(config, database, ids, target, [DeliveryState.PENDING, DeliveryState.RETRY], give_up, "cancelled")
+    _each(by, database, ids, target, [DeliveryState.PENDING, DeliveryState.RETRY], give_up, "cancelled")
 
 
 def _each(
-    config: Config,
+    by: operating.Operator,
     database: Database,
     ids: tuple[int, ...],
     target: str | None,
@@ -143,17 +148,18 @@ def _each(
     if target is not None and not outbox.listed(database, target=target, limit=1):
         raise NotFound(f"nothing was ever owed to {target}", hint="`ctnode deliveries list` shows the destinations")
     count, failures = 0, 0
-    for page in _pages(database, ids, target, states):
-        with database.immediate():
-            for delivery in page:
-                try:
-                    act(delivery)
-                    count += 1
-                except WrongState as error:
-                    failures += 1
-                    click.echo(f"{delivery.id}: {error.message}", err=True)
-    numbers = " ".join(map(str, ids))
-    did(config, f"deliveries {done}", target=target or "", reference=numbers, instances=count)
+    with Steps("deliveries", "objects") as steps:
+        for page in _pages(database, ids, target, states):
+            with database.immediate():
+                for delivery in page:
+                    try:
+                        act(delivery)
+                        count += 1
+                    except WrongState as error:
+                        failures += 1
+                        click.echo(f"{delivery.id}: {error.message}", err=True)
+            steps.at(count)
+    operating.note_deliveries(by, done, ids, target=target or "", count=count)
     click.echo(f"{count} {done}")
     raise click.exceptions.Exit(ExitCode.FINDINGS if failures else ExitCode.OK)
 

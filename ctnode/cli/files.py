@@ -204,12 +204,14 @@ def _await_deliveries(database: Database, layout: Layout, series_id: int, target
 
     deadline = time.monotonic() + SEND_WAIT_S
     has_deliverer = is_locked(layout.run / "deliver.lock")
-    while True:
-        owed = [delivery for delivery in outbox.of_series(database, series_id) if delivery.target == target]
-        moving = [d for d in owed if d.state in {DeliveryState.PENDING, DeliveryState.SENDING}]
-        if not moving or not has_deliverer or time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
+    with Steps("send", "objects") as steps:
+        while True:
+            owed = [delivery for delivery in outbox.of_series(database, series_id) if delivery.target == target]
+            moving = [d for d in owed if d.state in {DeliveryState.PENDING, DeliveryState.SENDING}]
+            if not moving or not has_deliverer or time.monotonic() > deadline:
+                break
+            steps.at(len(owed) - len(moving), len(owed), target)
+            time.sleep(0.1)
     for delivery in owed:
         click.echo(f"{delivery.path}: {delivery.state} {delivery.comment}".rstrip())
     if moving and not has_deliverer:

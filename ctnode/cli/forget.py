@@ -13,6 +13,7 @@ from ctnode.archive.database import Database
 from ctnode.archive.doorbell import Doorbell
 from ctnode.archive.layout import Layout
 from ctnode.cli.show import Settings, as_json, as_times, print_json, print_table
+from ctnode.cli.steps import Steps
 from ctnode.cli.trail import did
 from ctnode.flow import forgetting
 from ctnode.ops import audit
@@ -61,7 +62,8 @@ def forget(
     if not yes:
         click.confirm(f"Erase {words}? This cannot be undone.", abort=True)
     request = _ask(database, layout, forgetting.order(chosen, who, reason.strip()))
-    _await(database, layout, request)
+    with Steps("forget", "seconds", is_quiet=json_wanted) as steps:
+        _await(database, layout, request, steps)
     # Without what it was: that is forgotten.
     event, action = audit.Event.STUDY_DELETED, audit.Action.DELETE
     did(config, "forget", event=event, action=action, instances=chosen.images)
@@ -105,9 +107,10 @@ def _ask(database: Database, layout: Layout, argument: str) -> int:
     return request
 
 
-def _await(database: Database, layout: Layout, request: int) -> None:
+def _await(database: Database, layout: Layout, request: int, steps: Steps) -> None:
     """Let the keeper do it, or do it here where none runs."""
-    deadline = time.monotonic() + WAIT_S
+    began = time.monotonic()
+    deadline = began + WAIT_S
     is_ours = False
     while time.monotonic() < deadline:
         if not is_ours and not is_locked(layout.run / "keep.lock"):
@@ -116,6 +119,7 @@ def _await(database: Database, layout: Layout, request: int) -> None:
         (ended_at,) = database.execute("SELECT ended_at FROM requests WHERE id = ?", (request,)).fetchone()
         if ended_at is not None or (is_ours and forgetting.carry_out(database, layout, request)):
             return
+        steps.at(round(time.monotonic() - began), None, "it is erased" if is_ours else "the keeper erases")
         time.sleep(TRY_AGAIN_S)
     raise Unavailable(
         "a part of it is still on its way to a destination or being asked for",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -219,8 +219,11 @@ def echo(settings: Settings, name: str | None, everybody: bool, json_wanted: boo
     if not chosen:
         raise NotFound("no peer or target", hint="none is configured with a port")
     # Those that hang are waited for once, and not one after the other.
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        results = dict(zip(chosen, pool.map(lambda ask: ask(), chosen.values()), strict=True))
+    with ThreadPoolExecutor(max_workers=16) as pool, Steps("echo", "answers", is_quiet=json_wanted) as steps:
+        asked = {one: pool.submit(ask) for one, ask in chosen.items()}
+        while wait(asked.values(), timeout=0.2).not_done:
+            steps.at(sum(future.done() for future in asked.values()), len(asked))
+        results = {one: future.result() for one, future in asked.items()}
     if json_wanted:
         print_json([{"name": one, **asdict(result)} for one, result in results.items()])
     for one, result in [] if json_wanted else results.items():

@@ -13,7 +13,6 @@ from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
 from ctnode.archive.revisions import Revision
 from ctnode.cli.show import Settings, as_json, as_times, pairs, print_json, print_table
-from ctnode.cli.trail import did, did_to_series
 from ctnode.cli.why import why_series
 from ctnode.flow import operating
 from ctnode.words import JobState, RevisionState
@@ -99,14 +98,11 @@ def _whole(database: Database, layout: Layout, record: catalog.Series) -> dict[s
 
 
 def _act(
-    settings: Settings, uid: str, study: str | None, what: str, act: Callable[[Database, int, str], Revision]
+    settings: Settings, uid: str, study: str | None, act: Callable[[Database, int, operating.Operator], Revision]
 ) -> tuple[catalog.Series, Revision]:
-    """Do something to a series as its operator, with a line in the audit trail."""
     config, _, database = settings.writing()
     record = catalog.find(database, uid, study=study)
-    revision = act(database, record.id, operating.COMMAND)
-    did_to_series(config, what, record)
-    return record, revision
+    return record, act(database, record.id, operating.by_command(config))
 
 
 @series_group.command("requeue")
@@ -115,7 +111,7 @@ def _act(
 @click.pass_obj
 def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
     """Run the pipeline on a series again; lifts a hold."""
-    record, revision = _act(settings, uid, study, "requeue", operating.requeue)
+    record, revision = _act(settings, uid, study, operating.requeue)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}")
 
 
@@ -127,10 +123,10 @@ def requeue_series(settings: Settings, uid: str, study: str | None) -> None:
 def hold_series(settings: Settings, uid: str, study: str | None, reason: str) -> None:
     """Keep a series from being processed; it goes on receiving, and what is queued already goes on."""
 
-    def hold(database: Database, series_id: int, by: str) -> Revision:
+    def hold(database: Database, series_id: int, by: operating.Operator) -> Revision:
         return operating.hold(database, series_id, reason, by)
 
-    record, revision = _act(settings, uid, study, "hold", hold)
+    record, revision = _act(settings, uid, study, hold)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, held")
 
 
@@ -140,7 +136,7 @@ def hold_series(settings: Settings, uid: str, study: str | None, reason: str) ->
 @click.pass_obj
 def release_series(settings: Settings, uid: str, study: str | None) -> None:
     """Lift a hold; the series goes on from where it was."""
-    record, revision = _act(settings, uid, study, "release", operating.release)
+    record, revision = _act(settings, uid, study, operating.release)
     click.echo(f"{record.name}: revision {revision.n} is {revision.state}, no longer held")
 
 
@@ -150,8 +146,23 @@ def release_series(settings: Settings, uid: str, study: str | None) -> None:
 @click.pass_obj
 def complete_series(settings: Settings, uid: str, study: str | None) -> None:
     """Say that all of a series has come, instead of waiting."""
-    record, revision = _act(settings, uid, study, "complete", operating.complete)
+    record, revision = _act(settings, uid, study, operating.complete)
     click.echo(f"{record.name}: revision {revision.n} waits no longer")
+
+
+@series_group.command("acknowledge")
+@click.argument("uid")
+@_study
+@click.option("--reason", default="", help="Why; it is shown, so no patient's name.")
+@click.pass_obj
+def acknowledge_series(settings: Settings, uid: str, study: str | None, reason: str) -> None:
+    """Take a series that was seen off the list of problems; its marks stay, and the next fault shows again."""
+
+    def acknowledge(database: Database, series_id: int, by: operating.Operator) -> Revision:
+        return operating.acknowledge(database, series_id, reason, by)
+
+    record, revision = _act(settings, uid, study, acknowledge)
+    click.echo(f"{record.name}: revision {revision.n} is acknowledged")
 
 
 @click.group("jobs")
@@ -184,8 +195,7 @@ def list_jobs(settings: Settings, state: str | None, limit: int, json_wanted: bo
 def retry_job(settings: Settings, job: int) -> None:
     """Queue a DEAD, DONE or cancelled job again, with its counts anew."""
     config, _, database = settings.writing()
-    revision = operating.retry_job(database, job, operating.COMMAND)
-    did(config, "retry job", reference=str(job))
+    revision = operating.retry_job(database, job, operating.by_command(config))
     click.echo(f"job {job}: revision {revision.n} is {revision.state}")
 
 
@@ -195,8 +205,7 @@ def retry_job(settings: Settings, job: int) -> None:
 def cancel_job(settings: Settings, job: int) -> None:
     """Cancel a job; its series stays stored."""
     config, _, database = settings.writing()
-    operating.cancel_job(database, job, operating.COMMAND)
-    did(config, "cancel job", reference=str(job))
+    operating.cancel_job(database, job, operating.by_command(config))
     click.echo(f"job {job}: CANCELLED")
 
 

@@ -16,7 +16,7 @@ from ctnode.archive.suspect import marked
 from ctnode.archive.timeline import iso
 from ctnode.config import Config
 from ctnode.ops.role import read_reports
-from ctnode.wire.certificates import WARN_DAYS, client_context, read_material
+from ctnode.wire.certificates import WARN_DAYS, certificate_files, client_context, days_left, read_material
 from ctnode.words import CtnodeError
 
 SHOWN: Final = 20
@@ -96,6 +96,14 @@ def _certificates(config: Config) -> Iterator[Finding]:
             yield Finding(
                 "certificate", found, days >= WARN_DAYS, "put a new one in its place, then reload with SIGHUP"
             )
+    for name, file in certificate_files(config):
+        try:
+            days = days_left(file, name)
+        except CtnodeError as error:
+            yield Finding(name, error.message, is_good=False, hint=error.hint)
+        else:
+            found = f"{days:.0f} days left" if days > 0 else f"expired {-days:.0f} days ago"
+            yield Finding(name, found, days >= WARN_DAYS, "put a new one in its place, then reload with SIGHUP")
     for target in config.targets:
         try:
             if target.tls:

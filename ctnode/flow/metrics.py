@@ -11,6 +11,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
@@ -33,8 +34,9 @@ from ctnode.archive.schema_metrics import WAIT_BOUNDS_S
 from ctnode.archive.tallies import Books, Tally, read
 from ctnode.config import Config
 from ctnode.ops.role import RoleReport, read_reports
+from ctnode.wire.certificates import certificate_files, days_left
 from ctnode.wire.shared import STORE_BOUNDS_S
-from ctnode.words import UNKNOWN_PEER, DeliveryState, JobState, RevisionState, Verdict
+from ctnode.words import UNKNOWN_PEER, CtnodeError, DeliveryState, JobState, RevisionState, Verdict
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 REMOVED: Final = "removed"
@@ -153,6 +155,12 @@ def _storage(config: Config, layout: Layout) -> Iterator[Metric]:
         "ctnode_disk_reserve_bytes", "Mark under which nothing is taken.", (), {(): marks.reserve_mb * _MEGABYTE}
     )
     yield _gauge("ctnode_inodes_reserve", "Mark under which nothing is taken.", (), {(): marks.reserve_inodes})
+    ends: dict[tuple[str, ...], float] = {}
+    for name, file in certificate_files(config):
+        # One that cannot be read is said by `doctor` and [[notify]].
+        with suppress(CtnodeError):
+            ends[(name,)] = days_left(file, name)
+    yield _gauge("ctnode_certificate_file_days", "Days until another certificate in use ends.", ("file",), ends)
 
 
 def _room(name: str, place: os.PathLike[str]) -> Room | None:

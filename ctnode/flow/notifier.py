@@ -22,7 +22,7 @@ from ctnode.flow import auditing
 from ctnode.flow.perpeer import PerPeer
 from ctnode.flow.telling import NotTold, compose, tell
 from ctnode.ops import audit, log
-from ctnode.wire.certificates import read_material
+from ctnode.wire.certificates import certificate_files, days_left, read_material
 from ctnode.words import CtnodeError
 
 # What comes within so long of the first is told with it.
@@ -149,17 +149,25 @@ def conditions(config: Config, layout: Layout) -> Iterator[Condition]:
         yield from _room(config, name, place)
     fault = marked(layout.run)
     yield Condition("disk", "storage", "the storage is not to be trusted, nothing is taken", bool(fault))
+    for name, days in _ends(config):
+        yield Condition("certificate", name, "it cannot be used", days is None)
+        for step in DAYS if days is not None else ():
+            assert days is not None
+            yield Condition("certificate", f"{name} within {step} days", f"it ends in {days:.1f} days", days < step)
+
+
+def _ends(config: Config) -> Iterator[tuple[str, float | None]]:
+    """Yield each file of certificates with the days until its first one ends; None if it cannot be used."""
     if config.tls.certificate:
         try:
-            days = read_material(config.tls).days_left()
+            yield "tls.certificate", read_material(config.tls).days_left()
         except (CtnodeError, OSError):
-            yield Condition("certificate", "tls.certificate", "it cannot be used", holds=True)
-            return
-        yield Condition("certificate", "tls.certificate", "it cannot be used", holds=False)
-        for step in DAYS:
-            yield Condition(
-                "certificate", f"tls.certificate within {step} days", f"it ends in {days:.1f} days", days < step
-            )
+            yield "tls.certificate", None
+    for name, file in certificate_files(config):
+        try:
+            yield name, days_left(file, name)
+        except (CtnodeError, OSError):
+            yield name, None
 
 
 def _room(config: Config, name: str, place: os.PathLike[str]) -> Iterator[Condition]:

@@ -137,8 +137,10 @@ class _Run(Run):
         return self._report(volume.status, issues, products.lungs, products.reasons)
 
     def _sync(self) -> None:
-        for entry in os.scandir(self.job.out):
-            descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+        with os.scandir(self.job.out) as entries:
+            paths = [entry.path for entry in entries]
+        for path in paths:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(descriptor)
             finally:

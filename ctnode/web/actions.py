@@ -11,11 +11,14 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from ctnode.web.connections import network_of
 from ctnode.web.context import WebNode
-from ctnode.web.deeds import DEEDS, ask, do, note_login
+from ctnode.web.deeds import DEEDS, ask, do, note_login, note_upload
+from ctnode.web.forms import NOT_OURS
 from ctnode.web.guard import CSRF_FIELD, principal_of, set_cookie
 from ctnode.web.rendering import Renderer
 from ctnode.web.sessions import COOKIE
+from ctnode.web.upload import FORM_PATH, Uploads
 
 FIELDS_LIMIT: Final = 200
 
@@ -35,12 +38,13 @@ async def read_own_form(node: WebNode, request: Request) -> dict[str, str]:
     form = await read_form(request)
     who = principal_of(request)
     if who is None or not who.cookie or not node.sessions.is_ours(who.cookie, form.get(CSRF_FIELD, "")):
-        raise HTTPException(403, "this form is not of your session; go back, reload the page and try again")
+        raise HTTPException(403, NOT_OURS)
     return form
 
 
 def action_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
     """Return the login and the forms."""
+    uploads = Uploads(node)
 
     async def login(request: Request) -> Response:
         if node.users.is_open or principal_of(request) is not None:
@@ -50,7 +54,9 @@ def action_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
             return renderer.page(request, "login.html", next=wanted, words="")
         form = await read_form(request)
         address = _address_of(node, request)
-        wait_s = node.sessions.wait_s(address)
+        # With IPv6 one client has a whole network of addresses to try from.
+        tries = network_of(address)
+        wait_s = node.sessions.wait_s(tries)
         if wait_s > 0:
             words = f"too many wrong passwords; try again in {wait_s:.0f} s"
             answer = renderer.page(request, "login.html", next=wanted, words=words)
@@ -59,13 +65,13 @@ def action_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
             return answer
         user = await asyncio.to_thread(node.users.with_password, form.get("name", ""), form.get("password", ""))
         if user is None:
-            node.sessions.failed(address)
+            node.sessions.failed(tries)
             node.log.warning("login failed", address=address)
             await asyncio.to_thread(note_login, node, "", address)
             answer = renderer.page(request, "login.html", next=wanted, words="name or password is wrong")
             answer.status_code = 401
             return answer
-        node.sessions.succeeded(address)
+        node.sessions.succeeded(tries)
         node.log.info("logged in", address=address, reason=user.name)
         await asyncio.to_thread(note_login, node, user.name, address)
         response = RedirectResponse(_own_path(form.get("next", wanted)), 303)
@@ -99,7 +105,16 @@ def action_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
         result = await asyncio.to_thread(ask, node, name, who)
         return renderer.page(request, "echo.html", name=name, result=result)
 
+    async def upload(request: Request) -> Response:
+        """Take the files of the form where no script sends them."""
+        who = principal_of(request)
+        assert who is not None
+        taken = await uploads.take_form(request, CSRF_FIELD, lambda token: node.sessions.is_ours(who.cookie, token))
+        await asyncio.to_thread(note_upload, node, taken.imported, who)
+        return renderer.page(request, "upload.html", limit_mb=node.config.web.max_upload_mb, taken=taken)
+
     return [
+        Route(FORM_PATH, upload, methods=["POST"]),
         Route("/login", login, methods=["GET", "POST"]),
         Route("/logout", logout, methods=["POST"]),
         Route("/act/{kind}/{number:int}/{verb}", deed, methods=["POST"]),

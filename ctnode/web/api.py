@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, fields
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,7 +23,7 @@ from ctnode.archive.trouble import Trouble, trouble
 from ctnode.flow.why import as_times, is_time, why, why_as_json
 from ctnode.web import results
 from ctnode.web.context import WebNode
-from ctnode.web.deeds import DEEDS, REASON_LIMIT, ask, do
+from ctnode.web.deeds import DEEDS, REASON_LIMIT, REASONED, ask, do, note_upload
 from ctnode.web.guard import Principal, principal_of
 from ctnode.web.live import Rates
 from ctnode.web.openapi import Call, Parameter, describe, items, record
@@ -32,9 +34,11 @@ from ctnode.web.upload import UPLOAD_PATH, Uploaded, Uploads
 from ctnode.wire.sender import EchoResult
 from ctnode.words import DeliveryState, JobState, RevisionState, Verdict
 
+_Word = TypeVar("_Word")
+
 ROOT: Final = "/api/v1"
 LIMIT: Final = 500
-_LIMIT: Final = Parameter("limit", f"at most so many, up to {LIMIT}", "integer")
+_LIMIT: Final = Parameter("limit", f"at most so many, {browse.PAGE} if none is given", "integer", least=1, most=LIMIT)
 _TEXT: Final = {"type": "string"}
 _NEXT: Final = {"anyOf": [{"type": "integer"}, {"type": "null"}], "description": "the key of the next page"}
 _WORDS: Final = {"type": "object", "required": ["done"], "properties": {"done": _TEXT}}
@@ -49,19 +53,32 @@ def api_routes(node: WebNode) -> list[BaseRoute]:
         return JSONResponse(description)
 
     return [
-        *(Route(call.path, call.handler, methods=[call.method]) for call in calls),
+        *(Route(call.path, _as_described(call), methods=[call.method]) for call in calls),
         Route(f"{ROOT}/openapi.json", openapi),
     ]
 
 
+def _as_described(call: Call) -> Callable[[Request], Awaitable[Response]]:
+    """Return the handler behind a check of what is asked for."""
+
+    async def handle(request: Request) -> Response:
+        call.require(request.query_params)
+        if inspect.iscoroutinefunction(call.handler):
+            answer = await call.handler(request)
+        else:
+            answer = await run_in_threadpool(call.handler, request)
+        assert isinstance(answer, Response)
+        return answer
+
+    return handle
+
+
 def _many(request: Request) -> int:
-    return min(LIMIT, max(1, key_of(request, "limit", browse.PAGE)))
+    return key_of(request, "limit", browse.PAGE)
 
 
-def _one_of(request: Request, name: str, words: Any) -> Any:
-    text = request.query_params.get(name, "")
-    if text and text not in {str(word) for word in words}:
-        raise HTTPException(400, f"{name} is none of {', '.join(map(str, words))}")
+def _one_of(request: Request, words: Callable[[str], _Word]) -> _Word | None:
+    text = request.query_params.get("state", "")
     return words(text) if text else None
 
 
@@ -74,8 +91,6 @@ def _reading(node: WebNode) -> list[Call]:
         return JSONResponse({**_plain(seen), "rates": asdict(node.live.rates())})
 
     def series(request: Request) -> JSONResponse:
-        for name, words in (("state", RevisionState), ("verdict", Verdict)):
-            _one_of(request, name, words)
         with node.open_database() as database:
             page = browse.series(
                 database, filter_of(request), before=key_of(request, "before", browse.NEWEST), limit=_many(request)
@@ -96,16 +111,16 @@ def _reading(node: WebNode) -> list[Call]:
     def file(request: Request) -> Response:
         with node.open_database() as database:
             record_ = catalog.by_id(database, request.path_params["series_id"])
-        return result_file(node, record_, request.path_params["revision"], request.path_params["name"])
+        return result_file(node, request, record_)
 
     def job_list(request: Request) -> JSONResponse:
-        state = _one_of(request, "state", JobState)
+        state = _one_of(request, JobState)
         with node.open_database() as database:
             found = jobs.listing(database, state=state, limit=_many(request))
         return JSONResponse({"items": [_plain(job) for job in found]})
 
     def deliveries(request: Request) -> JSONResponse:
-        state = _one_of(request, "state", DeliveryState)
+        state = _one_of(request, DeliveryState)
         target, after, many = request.query_params.get("to") or None, key_of(request, "after", 0), _many(request)
         with node.open_database() as database:
             found = outbox.listed(database, target=target, state=state, after=after, limit=many)
@@ -151,7 +166,7 @@ def _reading(node: WebNode) -> list[Call]:
         ),
         Call(
             "GET", f"{ROOT}/series/{{series_id:int}}/results/{{revision:int}}/{{name}}", "One published file.", file,
-            None,
+            (*results.MEDIA.values(), results.OTHER),
         ),
         Call(
             "GET", f"{ROOT}/jobs", "Jobs, the newest first.", job_list, items(record(jobs.Job)),
@@ -183,22 +198,23 @@ def _acting(node: WebNode) -> list[Call]:
 
     def deed(kind: str, verb: str) -> Call:
         async def act(request: Request) -> JSONResponse:
-            reason = await _reason(request) if verb == "hold" else ""
+            reason = await _reason(request) if verb in REASONED else ""
             number = request.path_params["number"]
             return JSONResponse({"done": await asyncio.to_thread(do, node, kind, verb, number, _who(request), reason)})
 
         body = {"type": "object", "properties": {"reason": {"type": "string", "maxLength": REASON_LIMIT}}}
         meaning = f"{verb.capitalize()}: as the command `ctnode {kind} {verb}`."
         return Call(
-            "POST", f"{ROOT}/{kind}/{{number:int}}/{verb}", meaning, act, _WORDS, body=body if verb == "hold" else None
-        )
+            "POST", f"{ROOT}/{kind}/{{number:int}}/{verb}", meaning, act, _WORDS,
+            body=body if verb in REASONED else None, refusals=(409,),
+        )  # fmt: skip
 
     def echo(request: Request) -> JSONResponse:
         return JSONResponse(asdict(ask(node, request.path_params["name"], _who(request))))
 
     async def upload(request: Request) -> JSONResponse:
         taken = await uploads.take(request)
-        node.log.info("operator acted", what="upload", instances=taken.imported, reason=_who(request).name)
+        await asyncio.to_thread(note_upload, node, taken.imported, _who(request))
         return JSONResponse(asdict(taken))
 
     return [
@@ -208,7 +224,7 @@ def _acting(node: WebNode) -> list[Call]:
         ),
         Call(
             "POST", UPLOAD_PATH, "One DICOM file or zip as the body, as if it had been sent.", upload, record(Uploaded),
-            body="application/octet-stream",
+            body="application/octet-stream", refusals=(507,),
         ),
     ]  # fmt: skip
 
@@ -228,8 +244,8 @@ async def _reason(request: Request) -> str:
     except ValueError:
         raise HTTPException(400, "the body is no JSON") from None
     reason = content.get("reason", "") if isinstance(content, dict) else None
-    if not isinstance(reason, str):
-        raise HTTPException(400, "reason is no text")
+    if not isinstance(reason, str) or len(reason) > REASON_LIMIT:
+        raise HTTPException(400, f"reason is no text of up to {REASON_LIMIT} characters")
     return reason
 
 

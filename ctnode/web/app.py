@@ -28,7 +28,7 @@ from ctnode.web.metrics import metrics_routes
 from ctnode.web.pages import page_routes
 from ctnode.web.rendering import Renderer
 from ctnode.web.shield import BODY_LIMIT_BYTES, Shield
-from ctnode.web.upload import UPLOAD_PATH
+from ctnode.web.upload import FORM_PATH, UPLOAD_PATH
 from ctnode.web.viewer import viewer_routes
 from ctnode.words import ConfigError, CtnodeError, NotFound, StorageError, Unavailable, WrongState
 
@@ -71,7 +71,7 @@ def make_app(node: WebNode) -> ASGIApp:
     web = node.config.web
 
     def body_limit(path: str) -> int:
-        return web.max_upload_mb << 20 if path == UPLOAD_PATH else BODY_LIMIT_BYTES
+        return web.max_upload_mb << 20 if path in {UPLOAD_PATH, FORM_PATH} else BODY_LIMIT_BYTES
 
     return Shield(inner, (web.host, *web.names), body_limit, is_tls=cookie_secure(node))
 

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from ctnode.web import wado
 from ctnode.web.attributes import Headers
 from ctnode.web.context import WebNode
+from ctnode.web.deeds import note_access
 from ctnode.web.holdings import Holdings, Instance
 from ctnode.web.media import ANYTHING, Media, Multipart, Part, accepted, covers
 from ctnode.web.openers import Openers, Unrenderable
@@ -226,6 +227,7 @@ class _Service:
             found = wado.named(Holdings(database, self._node.layout), study, series, one)
         if not found:
             raise Unrenderable(404, "there is no such object")
+        note_access(self._node, request, "DICOMweb", study, (instance.series for instance in found))
         return found
 
 

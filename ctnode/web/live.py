@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -101,10 +101,8 @@ class Live:
             return Rates(0.0, 0.0, {}, ())
         last, first = samples[-1], samples[-min(len(samples), RATE_SAMPLES + 1)]
         span_s = max(last.at - first.at, 1e-3)
-        by_association = {
-            name: max(0.0, (count - first.by_association.get(name, 0)) / span_s)
-            for name, count in last.by_association.items()
-        }
+        recent = samples[-min(len(samples), RATE_SAMPLES + 1) :]
+        by_association = {name: _rate_of(name, recent) for name in last.by_association}
         history = tuple(
             max(0.0, (after.instances - before.instances) / max(after.at - before.at, 1e-3))
             for before, after in pairwise(samples)
@@ -134,6 +132,16 @@ class Live:
                     await self._changed.wait()
         finally:
             self._listeners -= 1
+
+
+def _rate_of(name: str, samples: Sequence[Sample]) -> float:
+    """Return what an association brings per second: over the samples that know it, not over the time before it."""
+    known = [number for number, sample in enumerate(samples) if name in sample.by_association]
+    # It began between the first sample that knows it and the one before: there it had brought nothing.
+    start = samples[max(0, known[0] - 1)]
+    last = samples[-1]
+    brought = last.by_association[name] - start.by_association.get(name, 0)
+    return max(0.0, brought / max(last.at - start.at, 1e-3))
 
 
 def _version(layout: Layout) -> int:

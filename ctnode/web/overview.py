@@ -11,6 +11,7 @@ from typing import Final
 from ctnode.archive import lanes
 from ctnode.archive.database import Database
 from ctnode.archive.layout import Layout
+from ctnode.archive.trouble import failures
 from ctnode.config import Config
 from ctnode.ops.role import RoleReport, read_reports
 from ctnode.words import JobState, RevisionState
@@ -101,6 +102,7 @@ class Overview:
     disks: tuple[Disk, ...]
     counters: Mapping[str, int]
     storage: str
+    failures: int
 
     @property
     def queued(self) -> int:
@@ -115,8 +117,7 @@ class Overview:
     @property
     def needs_somebody(self) -> int:
         """Return how many things will not get better by themselves, as far as counters tell."""
-        names = ("revisions.FAILED", "deliveries.DEAD", "quarantine.FAILED")
-        return sum(self.counters.get(name, 0) for name in names)
+        return self.failures + sum(self.counters.get(name, 0) for name in ("deliveries.DEAD", "quarantine.FAILED"))
 
 
 def overview(config: Config, layout: Layout, database: Database) -> Overview:
@@ -132,6 +133,7 @@ def overview(config: Config, layout: Layout, database: Database) -> Overview:
         disks=disks(config, layout),
         counters=database.counters(),
         storage=storage,
+        failures=failures(database),
     )
 
 

@@ -15,6 +15,7 @@ from ctnode.archive.trouble import trouble
 from ctnode.flow.why import why
 from ctnode.web import results
 from ctnode.web.context import WebNode
+from ctnode.web.deeds import note_access
 from ctnode.web.health import checks
 from ctnode.web.overview import overview
 from ctnode.web.rendering import Renderer
@@ -86,7 +87,7 @@ def page_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
     def result(request: Request) -> Response:
         with node.open_database() as database:
             record = catalog.by_id(database, request.path_params["series_id"])
-        return result_file(node, record, request.path_params["revision"], request.path_params["name"])
+        return result_file(node, request, record)
 
     def deliveries(request: Request) -> Response:
         asked = request.query_params
@@ -135,7 +136,7 @@ def page_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
         )  # fmt: skip
 
     def upload(request: Request) -> Response:
-        return renderer.page(request, "upload.html", limit_mb=node.config.web.max_upload_mb)
+        return renderer.page(request, "upload.html", limit_mb=node.config.web.max_upload_mb, taken=None)
 
     return [
         Route("/", now),
@@ -151,16 +152,18 @@ def page_routes(node: WebNode, renderer: Renderer) -> list[BaseRoute]:
     ]
 
 
-def result_file(node: WebNode, record: catalog.Series, revision: int, name: str) -> Response:
-    """Return a published file: pictures to look at, everything else to keep; browsers store none of it.
+def result_file(node: WebNode, request: Request, record: catalog.Series) -> Response:
+    """Return the published file of the path: pictures to look at, everything else to keep; browsers store none of it.
 
     Raises
     ------
     NotFound
         If there is none of this name.
     """
+    revision, name = request.path_params["revision"], request.path_params["name"]
     path = results.file_of(results.folder_of(node.layout, record, revision), name)
-    media = results.MEDIA.get(path.suffix, "application/octet-stream")
+    note_access(node, request, "results", record.study, [record.uid])
+    media = results.MEDIA.get(path.suffix, results.OTHER)
     kind = "inline" if path.suffix == ".png" else "attachment"
     headers = {"content-security-policy": "default-src 'none'; sandbox", "cache-control": "no-store"}
     return FileResponse(path, media_type=media, filename=name, content_disposition_type=kind, headers=headers)

@@ -23,6 +23,7 @@ MEDIA: Final[Mapping[str, str]] = {
     ".png": "image/png", ".json": "application/json", ".gz": "application/gzip", ".dcm": "application/dicom",
     ".zip": "application/zip",
 }  # fmt: skip
+OTHER: Final = "application/octet-stream"
 # Columns of the measurements that are shown, with their headings and units.
 SHOWN: Final = (
     ("volume_ml", "Volume", "ml"),

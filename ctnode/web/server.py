@@ -18,11 +18,13 @@ from ctnode.ops import log
 from ctnode.ops.role import Role
 from ctnode.web.access import require_access
 from ctnode.web.app import make_app
+from ctnode.web.connections import PER_ADDRESS, Connection, Door, PatientLoop, watch
 from ctnode.web.context import WebNode, make_node
 from ctnode.web.rendering import prepare
 from ctnode.web.upload import sweep
+from ctnode.wire.certificates import page_context
 from ctnode.wire.listener import listening_address
-from ctnode.words import ExitCode, Unavailable
+from ctnode.words import ConfigError, ExitCode, Unavailable
 
 BACKLOG: Final = 128
 CONNECTIONS_LIMIT: Final = 256
@@ -42,21 +44,42 @@ class _Current:
 
 
 class _Loop(uvicorn.Server):
-    """The server with the sampler beside it, in the same loop."""
+    """The server with the sampler and the look at slow clients beside it, in the same loop."""
 
     def __init__(self, settings: uvicorn.Config, node: WebNode) -> None:
         super().__init__(settings)
         self._node = node
+        self._loop = PatientLoop()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve and sample until told to stop."""
-        sampler = asyncio.create_task(self._node.live.run())
+        beside = [asyncio.create_task(part) for part in (self._node.live.run(), watch(self.server_state.connections))]
         try:
             await super().serve(sockets)
         finally:
-            sampler.cancel()
-            with suppress(asyncio.CancelledError):
-                await sampler
+            for task in beside:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    def begin(self, listener: socket.socket) -> None:
+        """Run the loop in this thread until told to stop."""
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self.serve([listener]))
+
+    def renew_certificate(self, config: Config) -> None:
+        """Show the certificate that the files hold now to whoever comes next; if it cannot be used, the old one."""
+        context, web = self.config.ssl, config.web
+        if context is None:
+            return
+        try:
+            page_context(web)
+        except ConfigError as error:
+            self._node.log.warning("certificate not read anew", reason=error.message)
+            return
+        # Nothing else may use the context meanwhile.
+        self._loop.call_soon_threadsafe(context.load_cert_chain, web.certificate, web.key or None)
+        self._node.log.info("certificate read anew")
 
 
 def serve(config: Config, role: Role, reload: Callable[[], Config]) -> int:
@@ -77,7 +100,7 @@ def serve(config: Config, role: Role, reload: Callable[[], Config]) -> int:
         sweep(node.layout)
         current = _Current(make_app(node))
         server = _Loop(_settings(config, current), node)
-        thread = threading.Thread(target=server.run, args=([listener],), name="page")
+        thread = threading.Thread(target=server.begin, args=(listener,), name="page")
         thread.start()
         role.report(address=address, port=port, tls=bool(config.web.certificate))
         role.ready()
@@ -88,6 +111,7 @@ def serve(config: Config, role: Role, reload: Callable[[], Config]) -> int:
                 role.reload_wanted = False
                 node = _renewed(node, reload())
                 current.app = make_app(node)
+                server.renew_certificate(config)
             role.wait(TURN_S)
         role.draining()
         server.should_exit = True
@@ -102,14 +126,13 @@ def _renewed(node: WebNode, config: Config) -> WebNode:
 
 
 def _settings(config: Config, app: ASGIApp) -> uvicorn.Config:
-    web = config.web
-    return uvicorn.Config(
+    settings = uvicorn.Config(
         app,
         log_config=None,
         log_level="critical",
         access_log=False,
         lifespan="off",
-        http="h11",
+        http=Connection,
         ws="none",
         server_header=False,
         date_header=False,
@@ -117,12 +140,14 @@ def _settings(config: Config, app: ASGIApp) -> uvicorn.Config:
         limit_concurrency=CONNECTIONS_LIMIT,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
-        ssl_certfile=web.certificate or None,
-        ssl_keyfile=web.key or None,
     )
+    settings.load()
+    if config.web.certificate:
+        settings.ssl = page_context(config.web)
+    return settings
 
 
-def bind(config: Config) -> socket.socket:
+def bind(config: Config) -> Door:
     """Return the listening socket of the page.
 
     Raises
@@ -133,7 +158,8 @@ def bind(config: Config) -> socket.socket:
     address = listening_address(config.web.host)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is named; without it each body waits 40 ms behind its head.
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, socket.IPPROTO_TCP)
+    listener = Door(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, socket.IPPROTO_TCP)
+    listener.per_address = 0 if config.web.behind_proxy else PER_ADDRESS
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, config.web.port))

@@ -18,6 +18,9 @@ ADDRESSES_LIMIT: Final = 1000
 FREE_TRIES: Final = 5
 FIRST_WAIT_S: Final = 2.0
 LONGEST_WAIT_S: Final = 900.0
+# Who looks at a series is written down once in so long, not for each of its pictures.
+NEWS_S: Final = 3600.0
+NEWS_LIMIT: Final = 10000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,20 @@ class Sessions:
         self._secret = secrets.token_bytes(32)
         self._open: OrderedDict[str, _Session] = OrderedDict()
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._news: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._lock = threading.Lock()
+
+    def is_news(self, *words: str) -> bool:
+        """Return whether this was not asked for within the last ``NEWS_S``."""
+        with self._lock:
+            until_s = self._news.get(words, 0.0)
+            if until_s > self._clock():
+                return False
+            self._news.pop(words, None)
+            self._news[words] = self._clock() + NEWS_S
+            while len(self._news) > NEWS_LIMIT:
+                self._news.popitem(last=False)
+            return True
 
     def open(self, user: str, seconds: float) -> str:
         """Begin a session and return the value of its cookie."""

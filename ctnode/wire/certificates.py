@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ctnode.config import Config, Target, Tls
+from ctnode.config import Config, Target, Tls, Web
 from ctnode.words import ConfigError
 
 # RFC 9325 4.2 for TLS 1.2; the suites of TLS 1.3 are all allowed. DHE is left out: RFC 9325 asks for nothing but ECDHE.
@@ -93,6 +93,48 @@ def read_material(tls: Tls) -> Material:
     return material
 
 
+def page_context(web: Web) -> ssl.SSLContext:
+    """Return a context for the connections of the page.
+
+    Raises
+    ------
+    ConfigError
+        If its certificate or key cannot be used.
+    """
+    certificate = _read(web.certificate, "web.certificate")
+    key = _read(web.key, "web.key") if web.key else certificate
+    return Material(certificate, key, "", require_client_certificate=False).server_context()
+
+
+def certificate_files(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield all files of certificates and authorities beside those of ``[tls]``, by what they are called."""
+    yield from ((name, file) for name, file in (
+        ("tls.ca", config.tls.ca), ("web.certificate", config.web.certificate),
+        ("audit.certificate", config.audit.certificate), ("audit.ca", config.audit.ca),
+    ) if file)  # fmt: skip
+    for target in config.targets:
+        for what, file in (("certificate", target.certificate), ("ca", target.ca)):
+            if file:
+                yield f"{what} of target {target.name}", file
+    for channel in config.notify:
+        if channel.ca:
+            yield f"ca of channel {channel.name}", channel.ca
+
+
+def days_left(file: str, what: str) -> float:
+    """Return the days until the first certificate in a file expires; negative if it has.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or holds none.
+    """
+    ends = [_not_after_s(one) for one in _certificates(_read(file, what))]
+    if not ends:
+        raise ConfigError(f"{what}: {file} holds no certificate")
+    return min(ends) / _DAY_S - time.time() / _DAY_S
+
+
 def check_tls(config: Config) -> None:
     """Check all files that the configuration names for TLS.
 
@@ -106,6 +148,8 @@ def check_tls(config: Config) -> None:
     for target in config.targets:
         if target.tls:
             client_context(target)
+    if config.web.enabled and config.web.certificate:
+        page_context(config.web)
 
 
 def tls_fault(error: OSError) -> str:

@@ -178,6 +178,7 @@ DELIVERY_TRANSITIONS: Final[Mapping[tuple[DeliveryState, DeliveryEvent], Deliver
         (_D.RETRY, _DE.DIE): _D.DEAD,
         (_D.RETRY, _DE.REQUEUE): _D.PENDING,
         (_D.DEAD, _DE.REQUEUE): _D.PENDING,
+        (_D.DEAD, _DE.CANCEL): _D.CANCELLED,  # somebody has seen it and lets it be
         (_D.CANCELLED, _DE.REQUEUE): _D.PENDING,
     }
 )

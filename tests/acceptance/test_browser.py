@@ -79,8 +79,22 @@ def test_the_page_in_a_browser(page: Page, node: Node, tmp_path: Path) -> None:
     # One test, for a node and a browser are dear: what each part needs is there.
     a_series_comes_up_lives_and_runs_again_before_the_eyes(page, node, tmp_path)
     the_keyboard_is_enough(page)
+    files_are_uploaded_without_a_script(page, tmp_path)
     for scheme in ("light", "dark"):
         every_page_fits_a_phone_and_can_be_read(page, scheme)
+
+
+def files_are_uploaded_without_a_script(page: Page, place: Path) -> None:
+    _, files = small_series(place, 7)
+    browser = page.context.browser
+    assert browser is not None
+    with browser.new_context(base_url=page.url, java_script_enabled=False) as context:
+        plain = context.new_page()
+        plain.set_default_timeout(CEILING_MS)
+        plain.goto("/upload")
+        plain.locator("input[type=file]").set_input_files([str(file) for file in files[:2]])
+        plain.get_by_role("button", name="Upload", exact=True).click()
+        expect(plain.get_by_text("2 images taken")).to_be_visible(timeout=CEILING_MS)
 
 
 def a_series_comes_up_lives_and_runs_again_before_the_eyes(page: Page, node: Node, tmp_path: Path) -> None:

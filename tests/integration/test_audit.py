@@ -187,19 +187,21 @@ def test_what_a_person_does_at_the_command_line_is_written(root: Root, tmp_path:
         ("series", "hold", SERIES), ("series", "release", SERIES), ("series", "complete", "1.2.3.2"),
         ("jobs", "cancel", "1"), ("jobs", "retry", "1"), ("jobs", "cancel", "1"), ("series", "requeue", SERIES),
         ("deliveries", "pause", "pacs"), ("deliveries", "resume", "pacs"), ("deliveries", "cancel", "1"),
-        ("deliveries", "retry", "1"), ("backup", str(tmp_path / "copy.db")),
+        ("deliveries", "retry", "1"), ("series", "acknowledge", SERIES, "--reason", "seen"),
+        ("backup", str(tmp_path / "copy.db")),
     ):  # fmt: skip
         run(*words)
     said = [(entry["what"], entry.get("target", "")) for entry in audit.read(root.layout.root)]
     assert said == [
         ("hold", ""), ("release", ""), ("complete", ""), ("cancel job", ""), ("retry job", ""), ("cancel job", ""),
         ("requeue", ""), ("destination paused", "pacs"), ("destination resumed", "pacs"), ("deliveries cancelled", ""),
-        ("deliveries tried again", ""), ("index copied", ""),
+        ("deliveries tried again", ""), ("acknowledge", ""), ("index copied", ""),
     ]  # fmt: skip
     assert {entry["who"] for entry in audit.read(root.layout.root)} == {audit.operator()}
     listed = json.loads(run("audit", "list", "--json", "--limit", "2").output)
-    assert [entry["what"] for entry in listed] == ["deliveries tried again", "index copied"]
+    assert [entry["what"] for entry in listed] == ["acknowledge", "index copied"]
     assert revisions.newest(root.database, 1).state == "QUEUED"
+    assert "acknowledged by a command: seen" in run("series", "show", SERIES).output
 
 
 # ----------------------------------------------------------------------------------------------- the repository

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import io
 import json
 import logging
@@ -15,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import pydicom
@@ -23,15 +25,19 @@ import structlog
 from PIL import Image as Picture
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
+from starlette.testclient import TestClient
 
-from ctnode.archive import catalog, jobs, revisions
+from ctnode.archive import alerts, catalog, jobs, revisions
 from ctnode.config import Config, Log, LungMask, Outputs, Pipeline, Storage
 from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
 from ctnode.flow.doctor import examine
 from ctnode.flow.importing import import_paths
-from ctnode.ops import log
+from ctnode.flow.telling import compose
+from ctnode.ops import audit, log
 from ctnode.ops.role import Role
+from ctnode.web.app import make_app
+from ctnode.web.context import WebNode, make_node
 from tests.archive_root import Root, opened
 
 pytestmark = pytest.mark.integration
@@ -311,3 +317,144 @@ def test_headers_and_chunks_of_results_hold_technique_only(finished: tuple[Root,
             assert word not in text
     pictures = {"preview.png", "mpr.png", "lungs.png", "histogram.png", "surface.png"}
     assert pictures | {"ct.json", "ct.nii.gz", "report.dcm", "lungs.nii.gz"} <= {path.name for path in out.iterdir()}
+
+
+# ----------------------------------------------------------------------------------------------------- the page
+
+LINK = re.compile(r"""\b(?:href|src|action|data-root|data-about)="([^"]*)\"""")
+URL_KEYS = {"BulkDataURI", "RetrieveURL", "00081190"}
+
+
+def urls_in(value: object) -> Iterator[str]:
+    """Yield what stands in a JSON answer of DICOMweb as an address."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from [json.dumps(inner)] if key in URL_KEYS else urls_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from urls_in(inner)
+
+
+def check_outside(answer: Any) -> None:
+    """Check what proxies, histories and logs see of an answer: its address, head, title and links."""
+    assert not found_in(str(answer.url)), answer.url
+    assert not found_in(repr(answer.headers)), answer.url
+    kind = answer.headers.get("content-type", "")
+    if "html" in kind:
+        assert not found_in("".join(re.findall(r"<title>.*?</title>|<meta[^>]*>", answer.text))), answer.url
+        assert not found_in(" ".join(map(html.unescape, LINK.findall(answer.text)))), answer.url
+    elif "json" in kind and "dicom-web" in str(answer.url):
+        assert not found_in(" ".join(urls_in(answer.json()))), answer.url
+    if answer.status_code >= 400:
+        assert not found_in(answer.content), answer.url
+
+
+def crawl(client: TestClient, *starts: str) -> dict[str, Any]:
+    """Ask for all that pages and answers lead to."""
+    waiting, answers = list(starts), dict[str, Any]()
+    while waiting:
+        path = waiting.pop()
+        is_passed = path.startswith(("/static", "/events", "/act", "/echo")) or path.endswith((".gz", ".zip"))
+        if path in answers or not path.startswith("/") or is_passed:
+            continue
+        answers[path] = client.get(path)
+        check_outside(answers[path])
+        if "html" in answers[path].headers.get("content-type", ""):
+            waiting += map(html.unescape, LINK.findall(answers[path].text))
+    return answers
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What the web role logs, with nothing left out."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.configure(Log(level="debug"), role="web")
+    return stream
+
+
+@pytest.fixture
+def page(finished: tuple[Root, Path], written: io.StringIO) -> WebNode:
+    root, _ = finished
+    place = {"root": str(root.layout.root), "reserve_mb": 1}
+    return make_node(Config.model_validate({"storage": place, "outputs": {"descriptions": True}}))
+
+
+def browser(node: WebNode) -> TestClient:
+    return TestClient(make_app(node), "http://127.0.0.1", follow_redirects=False, raise_server_exceptions=False)
+
+
+def test_no_address_head_title_or_error_of_the_page_names_the_patient(
+    page: WebNode, finished: tuple[Root, Path], written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = finished
+    client = browser(page)
+    association = root.one("SELECT max(name) FROM associations")
+    dicom, sop = f"/dicom-web/studies/{STUDY}", root.one("SELECT sop_instance FROM instances LIMIT 1")
+    instance = f"{dicom}/series/{SERIES}/instances/{sop}"
+    answers = crawl(
+        client, "/", "/problems", "/metrics", "/livez", "/readyz", "/api/v1/now", "/api/v1/series/1",
+        "/api/v1/problems", "/api/v1/series/1/results/1", f"/api/v1/associations/{association}", "/api/v1/openapi.json",
+        "/dicom-web/studies", f"{dicom}/metadata", f"{instance}/metadata", instance, f"{instance}/frames/1",
+    )  # fmt: skip
+    assert {"/series/1", "/series/1/r1/ct.json", "/viewer/1"} <= answers.keys()
+    # DICOMweb is what hands images out: there the patient is, and nowhere else.
+    assert "PatientName" in found_in(answers[f"{dicom}/metadata"].content)
+    for path, answer in answers.items():
+        if not path.startswith("/dicom-web") and not path.endswith(".dcm"):
+            assert not found_in(answer.content), path
+    token = re.search(r'<meta name="csrf" content="([0-9a-f]+)">', answers["/"].text)
+    assert token is not None
+    headers = {"x-csrf-token": token[1]}
+    nameless = pydicom.Dataset()
+    nameless.PatientName = canary("PatientName")
+    nameless.file_meta = pydicom.dataset.FileMetaDataset()
+    nameless.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    body = io.BytesIO()
+    nameless.save_as(body, enforce_file_format=False)
+    refusals = [
+        client.post("/api/v1/series/1/hold", json={"reason": "x" * 500}, headers=headers),
+        client.post("/api/v1/series/1/hold", json={}),
+        client.post("/act/series/1/hold", data={"csrf": "0"}),
+        client.post("/api/v1/upload", content=body.getvalue(), headers=headers),
+        client.get("/series/77"), client.get("/nowhere"), client.delete("/series/1"),
+        client.get("/", headers={"host": "x"}),
+        client.get("/dicom-web/studies?Bogus=x"), client.get(f"{instance}/frames/9"),
+        client.get(f"{instance}/rendered?window=1,2"), client.get(instance, headers={"accept": "text/plain"}),
+        client.get("/dicom-web/studies?limit=x"), client.post("/login", content=b"x" * (2 << 20)),
+    ]  # fmt: skip
+    with monkeypatch.context() as broken:
+        # Libraries quote values in what they raise.
+        def fail(*_: object, **__: object) -> None:
+            raise ValueError(canary("PatientName"))
+
+        for place in (
+            "ctnode.archive.browse.series",
+            "ctnode.archive.catalog.by_id",
+            "ctnode.web.dicomweb.parse_query",
+        ):
+            broken.setattr(place, fail)
+        failed = [client.get(path) for path in ("/", "/series", "/series/1", "/api/v1/series", "/dicom-web/studies")]
+        assert {answer.status_code for answer in failed} == {500}
+        refusals += failed
+    for answer in refusals:
+        check_outside(answer)
+        assert not found_in(answer.content), answer.url
+    assert {200, 400, 403, 404, 405, 413, 421, 500} <= {answer.status_code for answer in refusals}
+    for verb in ("requeue", "acknowledge"):
+        assert client.post(f"/api/v1/series/1/{verb}", headers=headers).status_code == 200
+    kept = list(audit.files(root.layout.root))
+    assert kept
+    for file in kept:
+        assert not found_in(file.read_bytes())
+    with root.database.immediate():
+        root.database.execute("UPDATE revisions SET state = 'FAILED' WHERE series_id = 1")
+    digest = alerts.untold(root.database, 0, ["failed", "quarantine"])
+    assert digest is not None
+    message = compose("CTNODE", digest)
+    assert message.content["counts"] == {"failed": 1, "quarantine": 1}
+    assert not found_in(json.dumps(dict(message.content)) + message.subject + message.text)
+    assert written.getvalue().count("request failed") >= 5
+    assert not found_in(written.getvalue())
+    for path in root.layout.root.rglob("*"):
+        assert not found_in(str(path))

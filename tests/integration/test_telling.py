@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -20,9 +21,10 @@ from pydantic import ValidationError
 from ctnode.archive import alerts, jobs, outbox, revisions
 from ctnode.archive.rejections import Rejections
 from ctnode.cli import cli
-from ctnode.config import Config, Notify, Storage, Tls
+from ctnode.config import Audit, Config, Notify, Storage, Target, Tls, Web
 from ctnode.flow import notifier
 from ctnode.flow.doctor import examine
+from ctnode.flow.metrics import exposition
 from ctnode.flow.notifier import Notifier, conditions
 from ctnode.flow.telling import NotTold, compose, tell
 from ctnode.words import Verdict
@@ -261,6 +263,43 @@ def test_a_certificate_is_told_at_each_step_to_its_end(
     config = config_of(root).model_copy(update={"tls": tls})
     held = [one for one in conditions(config, root.layout) if one.kind == "certificate" and one.holds]
     assert len(held) == steps
+
+
+def test_each_certificate_and_authority_that_is_used_is_looked_at(root: Root, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    good, ends, ended = (authority.issue(name, days=days) for name, days in (("a", 60), ("b", 5), ("c", -1)))
+    gone = str(tmp_path / "none.pem")
+    ca = str(authority.certificate)
+    target = Target(
+        name="pacs", ae_title="PACS", host="pacs.example", port=2762, tls=True, ca=ca, certificate=str(ends.certificate)
+    )
+    config = config_of(root, channel_of_nobody(ca=gone)).model_copy(
+        update={
+            "targets": (target,),
+            "web": Web(certificate=str(ended.certificate), key=str(ended.key)),
+            "audit": Audit(ca=str(good.certificate)),
+        }
+    )
+    held = {one.subject for one in conditions(config, root.layout) if one.kind == "certificate" and one.holds}
+    assert held == {
+        "web.certificate within 30 days", "web.certificate within 7 days", "web.certificate within 1 days",
+        "certificate of target pacs within 30 days", "certificate of target pacs within 7 days",
+        "ca of target pacs within 30 days",
+        "ca of channel duty",
+    }  # fmt: skip
+    days = dict(
+        re.findall(r'ctnode_certificate_file_days\{file="([^"]+)"\} (.+)', exposition(config, root.database).decode())
+    )
+    assert {name: round(float(value)) for name, value in days.items()} == {
+        "web.certificate": -1, "audit.ca": 60, "certificate of target pacs": 5, "ca of target pacs": 30,
+    }  # fmt: skip
+    found = {one.what: one.is_good for one in examine(config)}
+    assert found["audit.ca"]
+    assert not any(found[name] for name in ("web.certificate", "ca of target pacs", "ca of channel duty"))
+
+
+def channel_of_nobody(**changes: object) -> Notify:
+    return Notify(**{"name": "duty", "url": "https://127.0.0.1:1/", **changes})  # type: ignore[arg-type]
 
 
 def test_what_is_old_is_forgotten_and_its_numbers_are_not_used_again(root: Root) -> None:

@@ -19,12 +19,12 @@ from ctnode.config import Config
 from ctnode.ops import audit
 from ctnode.web import shield, users
 from ctnode.web.access import is_our_name, require_access
-from ctnode.web.app import routes
+from ctnode.web.app import make_app, routes
 from ctnode.web.sessions import FREE_TRIES, Sessions
 from ctnode.web.users import Role, Users, password_line, read_users, token_line
 from ctnode.words import ConfigError
 from tests.archive_root import stack
-from tests.web_root import Site
+from tests.web_root import BASE, Site
 
 pytestmark = pytest.mark.integration
 
@@ -198,6 +198,24 @@ def test_a_flood_of_tries_is_answered_without_looking_at_the_password(
     assert len(asked) == FREE_TRIES
 
 
+def test_another_address_of_the_same_ipv6_network_has_no_further_tries(site: Site) -> None:
+    app = make_app(site.node)
+    clients = [TestClient(app, BASE, client=(f"2001:db8:1:2::{number}", 1)) for number in range(FREE_TRIES + 1)]
+    codes = [client.post("/login", data={"name": "alice", "password": "guess"}).status_code for client in clients]
+    assert codes == [401] * FREE_TRIES + [429]
+    elsewhere = TestClient(app, BASE, client=("2001:db8:1:3::1", 1))
+    assert elsewhere.post("/login", data={"name": "alice", "password": "guess"}).status_code == 401
+
+
+def test_who_looks_at_a_series_is_news_once_an_hour() -> None:
+    now = [0.0]
+    sessions = Sessions(clock=lambda: now[0])
+    assert [sessions.is_news("alice", "1.2.3") for _ in range(3)] == [True, False, False]
+    assert sessions.is_news("bob", "1.2.3")
+    now[0] = 3600.0
+    assert sessions.is_news("alice", "1.2.3")
+
+
 def test_an_expired_session_is_none() -> None:
     now = [0.0]
     sessions = Sessions(clock=lambda: now[0])
@@ -342,5 +360,9 @@ def test_the_trail_names_who_logged_in_and_what_they_did(site: Site) -> None:
     assert found is not None
     assert client.post(f"/act/series/{number}/hold", data={"csrf": found[1], "reason": "x"}).status_code == 303
     entries = [(one["who"], one["what"], one["outcome"]) for one in audit.read(site.config.root)]
-    assert entries == [("unknown", "login", 4), ("alice", "login", 0), ("alice", "hold series", 0)]
+    assert entries == [("unknown", "login", 4), ("alice", "login", 0), ("alice", "hold", 0)]
+    for _ in range(3):
+        client.get("/dicom-web/studies/1.2.3/series/1.2.3.1/metadata")
+    (looked,) = [one for one in audit.read(site.config.root) if one["event"] == "DICOM Instances Accessed"][1:]
+    assert (looked["who"], looked["what"], looked["series"]) == ("alice", "DICOMweb", ["1.2.3.1"])
     assert "Mallory" not in str(list(audit.read(site.config.root)))
