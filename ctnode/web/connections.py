@@ -38,8 +38,8 @@ class Door(socket.socket):
 
     per_address: int = 0
 
-    def __init__(self, family: int = -1, kind: int = -1) -> None:
-        super().__init__(family, kind)
+    def __init__(self, family: int = -1, kind: int = -1, protocol: int = -1) -> None:
+        super().__init__(family, kind, protocol)
         self._held: defaultdict[str, list[socket.socket]] = defaultdict(list)
 
     def accept(self) -> tuple[socket.socket, Any]:
