@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from ctnode.archive.layout import Layout
+from ctnode.archive.readers import Readers
 from ctnode.web.live import Live, Rates, Sample
 
 pytestmark = pytest.mark.unit
 
 
 def rates(*samples: tuple[float, int, dict[str, int]]) -> Rates:
-    live = Live(Layout(Path("/nowhere"), Path("/nowhere/results")))
+    layout = Layout(Path("/nowhere"), Path("/nowhere/results"))
+    live = Live(layout, Readers(layout.database))
     live._samples.extend(Sample(at, count, 1000 * count, 0, brought) for at, count, brought in samples)
     return live.rates()
 
