@@ -499,6 +499,18 @@ def a_second_version_with_another_header(place):
 
 
 @case
+def a_second_version_with_a_value_that_nothing_can_read(place):
+    def again(index, dataset):
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=[SERIES, str(index)])
+        dataset.KVP = "80"
+
+    write(place, stack())
+    for path in write(place, stack(count=20), again, mark="again"):
+        path.write_bytes(path.read_bytes().replace(b"\x18\0\x60\0DS", b"\x18\0\x60\0XX"))
+    return exact(stack(), "DUPLICATE_SLICE")
+
+
+@case
 def acquisitions_that_share_no_position(place):
     write(place, stack(), lambda k, d: setattr(d, "AcquisitionNumber", k // 6 + 1))
     return exact(stack())

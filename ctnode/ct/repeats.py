@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
+from pydicom import Dataset
 from pydicom.datadict import keyword_for_tag
+from pydicom.tag import BaseTag
 
 from ctnode.ct.dataset import NATIVE
 from ctnode.ct.decode import stored_values
@@ -91,8 +93,15 @@ def _note_dropped(dropped: Sequence[Frame], kept: Iterable[Frame]) -> tuple[Issu
 def _differing(one: Frame, other: Frame) -> set[str]:
     """Return the names of the attributes that differ, never their values."""
     first, second = read_header(one), read_header(other)
-    tags = {element.tag for header in (first, second) for element in header}
-    return {keyword_for_tag(tag) or str(tag) for tag in tags if first.get(tag) != second.get(tag)}
+    tags = {*first.keys(), *second.keys()}
+    return {keyword_for_tag(tag) or str(tag) for tag in tags if not _same_element(first, second, tag)}
+
+
+def _same_element(first: Dataset, second: Dataset, tag: BaseTag) -> bool:
+    try:
+        return bool(first.get(tag) == second.get(tag))
+    except Exception:  # noqa: BLE001 - pydicom raises whatever it likes on hostile bytes; what cannot be read is not the same
+        return False
 
 
 def _alike(one: Frame, other: Frame) -> bool:
