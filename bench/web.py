@@ -251,7 +251,9 @@ def push_and_look(place: Path, rounds: int, seconds: float) -> None:
     _say_rates(turns)
     print(f"\n{'page, while four senders push':<54} {'p50 ms':>8} {'p95 ms':>8} {'of 100 ms':>10} {'asked':>6}")
     clicked = [one for page, each in times.items() if ", " not in page for one in each]
-    for page, each in {**times, "all that were clicked": clicked}.items():
+    lists = [one for page, each in times.items() if page.startswith("/series") for one in each]
+    sums = {"list, search and series pages together": lists, "all that were clicked": clicked}
+    for page, each in {**times, **sums}.items():
         p50, p95 = quantile(each, 0.5), quantile(each, 0.95)
         print(f"{page:<54} {p50:8.1f} {p95:8.1f} {p95 / TARGET_PAGE_MS:10.2f} {len(each):6}")
 
