@@ -101,7 +101,8 @@ def _as_it_is(header: Dataset, keyword: str) -> DataElement | RawDataElement | N
     """Return an element with the bytes of the source, None where it has no value."""
     if keyword not in header:
         return None
-    element = cast(DataElement | RawDataElement, header.get_item(keyword))
+    # An empty element of a VR that does not exist would be converted as if its value had not been read yet.
+    element = cast(DataElement | RawDataElement, header.get_item(keyword, keep_deferred=True))
     vr = dictionary_VR(keyword)
     if isinstance(element, RawDataElement) and vr != "SQ":
         value = (element.value or b"").rstrip(b" \0")

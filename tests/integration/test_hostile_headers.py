@@ -23,7 +23,7 @@ from ctnode.ct.measure import measure
 from ctnode.ct.phantom import chest
 from ctnode.ct.phantom_dicom import write_series
 from ctnode.ct.source import read_frames, read_header
-from ctnode.results.objects import Origin
+from ctnode.results.objects import Origin, patient_and_study
 from ctnode.results.predecessors import name_predecessors
 from ctnode.results.report import write_report
 from ctnode.results.seg import write_seg
@@ -337,3 +337,13 @@ def test_a_loss_of_the_source_is_a_loss_of_what_is_made_of_it(tmp_path, example,
         assert made.get("LossyImageCompressionMethod") == ("ISO_15444_1" if lossy else None)
         if shutil.which("dciodvfy"):
             assert errors(path) <= errors(image)
+
+
+def test_an_empty_element_of_a_vr_that_does_not_exist_is_no_value():
+    header = pydicom.Dataset()
+    tag = pydicom.tag.Tag(tag_for_keyword("PatientAge"))
+    header[tag] = pydicom.dataelem.RawDataElement(tag, "XX", 0, None, 0, False, True)
+    header.PatientID = "7"
+    made = patient_and_study(header, STUDY)
+    assert "PatientAge" not in made
+    assert made.PatientID == "7"
