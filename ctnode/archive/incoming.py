@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 from contextlib import suppress
@@ -11,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ctnode.archive.elements import Buffer, ShortBuffer
+from ctnode.archive.hashing import RunningDigest
 from ctnode.archive.header import Uids, read_uids
 from ctnode.archive.layout import require_keepable
 from ctnode.archive.part10 import DIGEST_BYTES, MetaTemplate
+from ctnode.archive.rooms import KEPT_SUFFIX
 from ctnode.ops.durable import crash_point, sync, sync_data
 from ctnode.words import BadInstance, Mismatch, StorageError
 
 if TYPE_CHECKING:
     from ctnode.archive.spool import Journal
 
-PART_SUFFIX: Final = ".part"
-KEPT_SUFFIX: Final = ".dcm"
 # So far into a data set UIDs are looked for at first.
 HEAD_BYTES: Final = 1 << 16
 # Hashed and written at once: large enough that neither the lock of the interpreter nor the file system is taken often,
@@ -49,34 +48,40 @@ class Incoming:
         self,
         journal: Journal,
         stem: str,
-        buffer: memoryview,
+        buffers: list[memoryview],
         template: MetaTemplate,
         sop_class: str,
         sop_instance: str,
     ) -> None:
         self._journal = journal
-        self._stem = stem
-        self._part = f"{stem}{PART_SUFFIX}"
+        self._name = f"{stem}{KEPT_SUFFIX}"
         self._transfer_syntax = template.transfer_syntax
         self._sop_class = sop_class
         self._sop_instance = sop_instance
-        self._hash = hashlib.sha256()
+        self._hash = RunningDigest(journal.spool.hashing)
         self._uids: Uids | None = None
         self._fault: BadInstance | None = None
         self.size_bytes = 0
         # The buffer begins with the file meta and is written whenever it is full.
-        self._buffer = buffer
+        self._buffers = buffers
+        self._buffer = buffers[0]
         meta = template.fill(sop_class, sop_instance)
-        buffer[: len(meta)] = meta
+        self._buffer[: len(meta)] = meta
         self._digest_at = len(meta) - DIGEST_BYTES
         self._dataset_start = self._hashed = self._filled = len(meta)
         self._written = 0
         self._is_first = True
+        self._file = -1
+        room = journal.rooms.take()
+        self._part = room or journal.rooms.new_name()
+        self._is_name_durable = room is not None
+        flags = os.O_RDWR | os.O_CLOEXEC | (0 if room else os.O_CREAT | os.O_EXCL)
         try:
-            self._file = os.open(
-                self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=journal.folder
-            )
+            self._file = os.open(self._part, flags, 0o600, dir_fd=journal.folder)
+            # Tells it from a name that waits: the first piece may be a long time coming.
+            os.pwrite(self._file, b"\0", 0)
         except OSError as error:
+            self.discard()
             raise storage_error(error) from error
 
     def write(self, fragment: bytes | bytearray | memoryview) -> None:
@@ -95,10 +100,15 @@ class Incoming:
             self._filled += count
             start += count
             if self._filled == PIECE_BYTES:
+                self._look_for_uids()
+                is_begun = self._hash.begin(self._buffer[self._hashed : self._filled])
                 # The disk is at work while the piece is hashed.
                 self._write_piece()
                 self._start_writing_out()
-                self._hash_piece()
+                if is_begun:
+                    self._swap_buffers()
+                else:
+                    self._hash.update(self._buffer[self._hashed : self._filled])
                 self._next_piece()
 
     def commit(self) -> Kept:
@@ -112,52 +122,69 @@ class Incoming:
             If the storage failed; nothing may be acknowledged and nothing is left behind.
         """
         spool, folder = self._journal.spool, self._journal.folder
-        name = f"{self._stem}{KEPT_SUFFIX}"
         try:
-            self._hash_piece(is_last=True)
+            self._look_for_uids(is_last=True)
+            self._hash.update(self._buffer[self._hashed : self._filled])
             digest = self._hash.digest()
+            crash_point("spool.before-check")
+            if self._uids is None and self._fault is None:
+                # They do not stand where they were looked for: the whole of the file is searched.
+                self._write_piece()
+                self._next_piece()
+            uids = self._check_uids()
+            # Last: a file with its digest is taken for an instance, whatever becomes of this process.
             is_small = self._is_first
             if is_small:
                 self._buffer[self._digest_at : self._digest_at + len(digest)] = digest
             self._write_piece()
             if not is_small:
                 os.pwrite(self._file, digest, self._digest_at)
-            crash_point("spool.before-check")
-            uids = self._check_uids()
             crash_point("spool.before-fsync")
             spool.sync(sync_data, self._file)
             # What fsync took is durable; closing adds nothing to it.
             self._close()
             crash_point("spool.before-rename")
-            os.rename(self._part, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.rename(self._part, self._name, src_dir_fd=folder, dst_dir_fd=folder)
         except BadInstance:
             self.discard()
             raise
         except OSError as error:
             self.discard()
             raise storage_error(error) from error
-        crash_point("spool.before-directory-fsync")
-        try:
-            spool.sync(sync, folder)
-        except OSError as error:
-            _unlink(name, folder)
-            raise storage_error(error) from error
+        if not self._is_name_durable:
+            self._make_name_durable()
         crash_point("spool.before-acknowledgement")
         self._journal.kept += 1
-        return Kept(self._journal.directory / name, uids, digest.hex(), self.size_bytes)
+        return Kept(self._journal.directory / self._name, uids, digest.hex(), self.size_bytes)
 
     def discard(self) -> None:
         """Remove what was written so far."""
         self._close()
+        self._hash.settle()
         _unlink(self._part, self._journal.folder)
+
+    def _make_name_durable(self) -> None:
+        """Sync the folder, and with this name those of the next instances."""
+        journal = self._journal
+        journal.rooms.make(journal.folder)
+        crash_point("spool.before-directory-fsync")
+        try:
+            journal.spool.sync(sync, journal.folder)
+        except OSError as error:
+            _unlink(self._name, journal.folder)
+            raise storage_error(error) from error
+        journal.rooms.synced()
 
     def _close(self) -> None:
         close_quietly(self._file)
         self._file = -1
 
-    def _hash_piece(self, *, is_last: bool = False) -> None:
-        """Hash what the buffer holds of the data set; the UIDs are read from its first piece."""
-        self._hash.update(self._buffer[self._hashed : self._filled])
+    def _swap_buffers(self) -> None:
+        if len(self._buffers) == 1:
+            self._buffers.append(memoryview(bytearray(PIECE_BYTES)))
+        self._buffer = self._buffers[self._buffer is self._buffers[0]]
+
+    def _look_for_uids(self, *, is_last: bool = False) -> None:
         if self._is_first and self.size_bytes:
             head = self._buffer[self._hashed : min(self._hashed + HEAD_BYTES, self._filled)]
             self._read_uids(head, whole=is_last and self.size_bytes == len(head))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ctnode.archive.database import Database
-from ctnode.archive.incoming import KEPT_SUFFIX
+from ctnode.archive.rooms import KEPT_SUFFIX
 from ctnode.archive.layout import Layout
 from ctnode.archive.removal import GONE
 

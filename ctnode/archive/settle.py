@@ -24,9 +24,10 @@ from ctnode.archive import associations, timeline
 from ctnode.archive.associations import Association, Ending
 from ctnode.archive.header import read_header, read_meta
 from ctnode.archive.hearing import Hearing, Take
-from ctnode.archive.incoming import HEAD_BYTES, KEPT_SUFFIX, PART_SUFFIX
+from ctnode.archive.incoming import HEAD_BYTES
 from ctnode.archive.index import Arrival, Index, Placement
 from ctnode.archive.noticing import take_notice
+from ctnode.archive.rooms import KEPT_SUFFIX, OURS, PART_SUFFIX, is_begun, recover
 from ctnode.archive.spool import JOURNAL_NAME
 from ctnode.archive.trial import Trial
 from ctnode.ops import log
@@ -43,8 +44,6 @@ UNBORN_S: Final = 60.0
 # The names that the spool gives; whatever else lies in incoming/ belongs to somebody else and is left alone.
 _JOURNAL: Final = re.compile(r"[0-9]{19}-[0-9a-f]{8}")
 _ARRIVAL: Final = re.compile(r"[0-9]{19}-[0-9]{6,}" + re.escape(KEPT_SUFFIX))
-# Faults of this process, not of the file that it wanted to read.
-_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,7 @@ class _Look:
     is_open: bool
     names: tuple[str, ...]
     is_storing: bool
+    doubtful: tuple[str, ...]
 
 
 class Settler:
@@ -121,6 +121,8 @@ class Settler:
             known = self._known.get(look.directory.name)
             if known is None:
                 continue
+            for name in look.doubtful:
+                self._quarantine(look.directory / name, known, "its receiver ended, and its digest does not agree")
             room = BATCH - len(files)
             whole = whole and len(look.names) <= room
             files += [(look.directory / name, known) for name in look.names[:room]]
@@ -230,7 +232,7 @@ class Settler:
             except FileNotFoundError:
                 continue
             except (BadInstance, OSError) as error:
-                if isinstance(error, BadInstance) or error.errno not in _OURS:
+                if isinstance(error, BadInstance) or error.errno not in OURS:
                     self._failed(path, known, error)
                 continue
             arrivals.append(Arrival(path, _arrival_s(path.name), known.association, header))
@@ -339,15 +341,13 @@ def _identity(path: Path) -> tuple[bytes, str] | None:
 
 def _look(directory: Path) -> _Look:
     is_open = _is_open(directory)
-    names, is_storing = _listing(directory)
-    return _Look(directory, is_open, tuple(names), is_storing)
-
-
-def _listing(directory: Path) -> tuple[list[str], bool]:
-    """Return the kept files in the order of arrival, and whether one is being written."""
     names = os.listdir(directory)
     kept = sorted(name for name in names if _ARRIVAL.fullmatch(name))
-    return kept, any(name.endswith(PART_SUFFIX) for name in names)
+    parts = [name for name in names if name.endswith(PART_SUFFIX)]
+    if is_open:
+        return _Look(directory, True, tuple(kept), any(is_begun(directory, part) for part in parts), ())
+    complete, doubtful = recover(directory, parts)
+    return _Look(directory, False, tuple(sorted(kept + complete)), False, tuple(doubtful))
 
 
 def _is_open(directory: Path) -> bool:
@@ -392,7 +392,5 @@ def _arrival_s(name: str) -> float:
 
 
 def _remove_journal(directory: Path) -> None:
-    for name in os.listdir(directory):
-        if name == JOURNAL_NAME or name.endswith(PART_SUFFIX):
-            (directory / name).unlink(missing_ok=True)
+    (directory / JOURNAL_NAME).unlink(missing_ok=True)
     directory.rmdir()

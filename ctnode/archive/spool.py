@@ -4,10 +4,12 @@
 offered, each other request, how it ended. The receiver holds a lock on that file while the association lives, so a
 free lock without an end record means that it was aborted. What success promises, in order:
 
-1. the data set is streamed to ``<arrival>.part`` and hashed on the way;
-2. its UIDs are read and compared with the command;
-3. the file is fsynced, renamed to ``<arrival>.dcm``, and the directory is fsynced;
+1. the data set is streamed to a ``.part``, whose name is durable already for most, and hashed on the way;
+2. its UIDs are read and compared with the command, then its digest is written into its file meta;
+3. the file is fsynced and renamed to ``<arrival>.dcm``; where its name was not durable yet the directory is fsynced;
 4. only then does ``commit()`` return, and the sender read 0000H.
+
+A power cut may undo the rename of step 3: ``ctnode.archive.rooms`` finds the instance under its first name.
 
 A sync that fails is never tried again: the kernel may have dropped the pages and call the next one a success. The
 instance is not kept, and the spool takes nothing more until ``ctnode.archive.suspect`` has cleared it.
@@ -28,9 +30,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from ctnode.archive.hashing import Helper
 from ctnode.archive.incoming import PIECE_BYTES, Incoming, close_quietly, storage_error
 from ctnode.archive.layout import require_keepable
 from ctnode.archive.part10 import MetaTemplate, Opened
+from ctnode.archive.rooms import Rooms
 from ctnode.ops.durable import crash_point, sync, sync_data
 from ctnode.words import StorageError
 
@@ -63,6 +67,7 @@ class Spool:
         self.incoming = incoming
         self.reserve_bytes = reserve_bytes
         self.reserve_inodes = reserve_inodes
+        self.hashing = Helper()
         self.suspect = ""
         self.on_suspect = on_suspect
 
@@ -136,10 +141,11 @@ class Journal:
         self.spool = spool
         # Kept open: each instance is made, renamed and synced by it, without a walk along the path.
         self.folder = -1
+        self.rooms = Rooms()
         self._sequence = 0
         self._durable = False
         self._file = -1
-        self._buffer: memoryview | None = None
+        self._buffers: list[memoryview] = []
         self._templates: dict[str, MetaTemplate] = {}
         try:
             self.directory.mkdir(mode=0o700)
@@ -176,16 +182,20 @@ class Journal:
         require_keepable(sop_instance, "SOP Instance UID")
         require_keepable(sop_class, "SOP Class UID")
         self.spool.check_trust()
-        self._make_durable()
+        if not self._durable:
+            # Durable with the journal itself.
+            self.rooms.make(self.folder)
+            self._make_durable()
+            self.spool.hashing.join(self)
         crash_point("spool.before-part")
         self._sequence += 1
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(PIECE_BYTES))
+        if not self._buffers:
+            self._buffers.append(memoryview(bytearray(PIECE_BYTES)))
         stem = f"{time.time_ns():019d}-{self._sequence:06d}"
         template = self._templates.get(transfer_syntax)
         if template is None:
             template = self._templates[transfer_syntax] = MetaTemplate(self.opened, transfer_syntax)
-        return Incoming(self, stem, self._buffer, template, sop_class, sop_instance)
+        return Incoming(self, stem, self._buffers, template, sop_class, sop_instance)
 
     def notice(self, what: str, fields: Mapping[str, object]) -> None:
         """Write down another request of the association; durable when this returns.
@@ -232,6 +242,7 @@ class Journal:
             raise storage_error(error) from error
         finally:
             close_quietly(above)
+        self.rooms.synced()
         self._durable = True
 
     def _append(self, record: Mapping[str, object]) -> None:
@@ -241,6 +252,9 @@ class Journal:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _close_files(self) -> None:
+        self.spool.hashing.leave(self)
+        if self.folder >= 0:
+            self.rooms.clear(self.folder)
         close_quietly(self._file)
         close_quietly(self.folder)
         self._file = self.folder = -1

@@ -151,10 +151,14 @@ def test_nothing_is_answered_before_file_and_names_are_synced(node: Receiver, mo
         monkeypatch.setattr(os, "fsync", watched(os.fsync))
         monkeypatch.setattr(os, "fdatasync", watched(os.fdatasync))
         assert peer.store(uid(5), data_set(uid(5))).status == 0
-        # The journal's file, its folder, and incoming/ once for the association; then file and folder of the instance.
-        assert synced == [False] * 5
+        # The journal's file, its folder with the first name, and incoming/ once for the association; then the instance.
+        assert synced == [False] * 4
+        # The folder again, with the names of the next two, which need no sync but their own.
         assert peer.store(uid(6), data_set(uid(6))).status == 0
-        assert synced == [False] * 7
+        assert synced == [False] * 6
+        for number in (7, 8):
+            assert peer.store(uid(number), data_set(uid(number))).status == 0
+        assert synced == [False] * 8
 
 
 def test_pynetdicom_stores_echoes_and_releases(node: Receiver, tmp_path: Path) -> None:

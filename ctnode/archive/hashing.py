@@ -1,0 +1,89 @@
+"""Hashing beside an association: its thread receives and writes on while another processor hashes the last piece.
+
+SHA-256 of an instance takes about as long as receiving it. A sender that is alone leaves a processor to spare; beside
+others there is none, and handing pieces over would only cost: then each association hashes for itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+
+class Helper:
+    """One thread that hashes for the association that is alone in its process; it begins with the first piece."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[tuple[_Hash, memoryview, threading.Lock]] = SimpleQueue()
+        self._users: set[int] = set()
+        self._is_started = False
+        self._starting = threading.Lock()
+
+    def join(self, user: object) -> None:
+        """Count an association that brings instances."""
+        self._users.add(id(user))
+
+    def leave(self, user: object) -> None:
+        """Count it no more; twice does no harm."""
+        self._users.discard(id(user))
+
+    def take(self, digest: _Hash, piece: memoryview, done: threading.Lock) -> bool:
+        """Hash a piece and release ``done`` afterwards; False, and nothing is done, while there are several."""
+        if len(self._users) > 1:
+            return False
+        if not self._is_started:
+            self._start()
+        self._work.put((digest, piece, done))
+        return True
+
+    def _start(self) -> None:
+        with self._starting:
+            if not self._is_started:
+                threading.Thread(target=self._run, name="hashing", daemon=True).start()
+                self._is_started = True
+
+    def _run(self) -> None:
+        while True:
+            digest, piece, done = self._work.get()
+            digest.update(piece)
+            # The buffer belongs to its association again.
+            del piece
+            done.release()
+
+
+class RunningDigest:
+    """The SHA-256 of one instance, piece by piece, in order."""
+
+    def __init__(self, helper: Helper) -> None:
+        self._helper = helper
+        self._hash = hashlib.sha256()
+        self._done = threading.Lock()
+
+    def begin(self, piece: memoryview) -> bool:
+        """Hash a piece, perhaps beside the caller: then True, and it may not be changed until ``settle()``."""
+        self.settle()
+        self._done.acquire()
+        if self._helper.take(self._hash, piece, self._done):
+            return True
+        self._done.release()
+        return False
+
+    def settle(self) -> None:
+        """Wait for the piece that was begun."""
+        with self._done:
+            return
+
+    def update(self, piece: memoryview) -> None:
+        """Hash a piece in this thread."""
+        self.settle()
+        self._hash.update(piece)
+
+    def digest(self) -> bytes:
+        """Return the digest of all pieces."""
+        self.settle()
+        return self._hash.digest()
