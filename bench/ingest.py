@@ -13,7 +13,8 @@ associations. ``big``: one object of 4 GB.
 
 ctnode syncs each instance before it answers, the others do what they do by default. TCP_NODELAY=1 is set for all:
 without it DCMTK and what is built on it stall 44 ms an image on loopback. Every sender has instances of its own, every
-run an empty store.
+run an empty store. The page cache is filled before, with the holes of a sparse file, as it is on a machine that has run
+for a day: a virtual machine gives memory that is free back to its host, and whoever takes it first pays for it.
 """
 
 from __future__ import annotations
@@ -127,6 +128,17 @@ def measure(peer: str, sources: Sequence[Path], count: int, folder: Path) -> tup
     return total / seconds, cpu_ms, lag_s
 
 
+def fill_page_cache(folder: Path) -> None:
+    """Read holes until no memory is free but what the kernel keeps; they are dropped as soon as it is needed."""
+    place = folder / "holes"
+    piece = memoryview(bytearray(1 << 20))
+    with place.open("wb") as file:
+        file.truncate(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with place.open("rb", buffering=0) as file:
+        while file.readinto(piece):
+            pass
+
+
 def throughput(options: argparse.Namespace, folder: Path) -> None:
     rates: dict[str, dict[int, list[float]]] = {}
     for senders in options.senders:
@@ -135,6 +147,7 @@ def throughput(options: argparse.Namespace, folder: Path) -> None:
         for source in sources:
             make_instances(source, count)
         os.sync()
+        fill_page_cache(folder)
         # In turn: what else the machine does meanwhile changes slowly.
         for number in range(options.rounds):
             for peer in options.peers:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from ctnode.archive.database import Database
-from ctnode.archive.rooms import KEPT_SUFFIX
 from ctnode.archive.layout import Layout
 from ctnode.archive.removal import GONE
+from ctnode.archive.rooms import KEPT_SUFFIX
 
 STEP: Final = 1000
 
