@@ -32,9 +32,14 @@ class Helper:
         """Count it no more; twice does no harm."""
         self._users.discard(id(user))
 
+    @property
+    def is_alone(self) -> bool:
+        """Return whether there is no other association than that which asks."""
+        return len(self._users) <= 1
+
     def take(self, digest: _Hash, piece: memoryview, done: threading.Lock) -> bool:
         """Hash a piece and release ``done`` afterwards; False, and nothing is done, while there are several."""
-        if len(self._users) > 1:
+        if not self.is_alone:
             return False
         if not self._is_started:
             self._start()
@@ -63,6 +68,11 @@ class RunningDigest:
         self._helper = helper
         self._hash = hashlib.sha256()
         self._done = threading.Lock()
+
+    @property
+    def is_alone(self) -> bool:
+        """Return whether pieces are hashed beside the caller at present."""
+        return self._helper.is_alone
 
     def begin(self, piece: memoryview) -> bool:
         """Hash a piece, perhaps beside the caller: then True, and it may not be changed until ``settle()``."""

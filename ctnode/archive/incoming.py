@@ -26,6 +26,9 @@ HEAD_BYTES: Final = 1 << 16
 # Hashed and written at once: large enough that neither the lock of the interpreter nor the file system is taken often,
 # small enough that most of it happens while the sender still sends.
 PIECE_BYTES: Final = 1 << 18
+# A fragment of such a size is worth a write of its own.
+LARGE_BYTES: Final = 1 << 16
+_PAGE_BYTES: Final = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Incoming:
         self._buffer[: len(meta)] = meta
         self._digest_at = len(meta) - DIGEST_BYTES
         self._dataset_start = self._hashed = self._filled = len(meta)
-        self._written = 0
+        self._written = self._begun_to = 0
         self._is_first = True
         self._file = -1
         room = journal.rooms.take()
@@ -94,13 +97,16 @@ class Incoming:
         """
         start, end = 0, len(fragment)
         self.size_bytes += end
+        if end >= LARGE_BYTES and self._hashed == self._filled and not self._hash.is_alone:
+            self._write_through(memoryview(fragment))
+            return
         while start < end:
             count = min(end - start, PIECE_BYTES - self._filled)
             self._buffer[self._filled : self._filled + count] = fragment[start : start + count]
             self._filled += count
             start += count
             if self._filled == PIECE_BYTES:
-                self._look_for_uids()
+                self._look_for_uids(self._buffer[self._hashed : self._filled])
                 is_begun = self._hash.begin(self._buffer[self._hashed : self._filled])
                 # The disk is at work while the piece is hashed.
                 self._write_piece()
@@ -123,8 +129,9 @@ class Incoming:
         """
         spool, folder = self._journal.spool, self._journal.folder
         try:
-            self._look_for_uids(is_last=True)
-            self._hash.update(self._buffer[self._hashed : self._filled])
+            rest = self._buffer[self._hashed : self._filled]
+            self._look_for_uids(rest, is_last=True)
+            self._hash.update(rest)
             digest = self._hash.digest()
             crash_point("spool.before-check")
             if self._uids is None and self._fault is None:
@@ -184,20 +191,32 @@ class Incoming:
             self._buffers.append(memoryview(bytearray(PIECE_BYTES)))
         self._buffer = self._buffers[self._buffer is self._buffers[0]]
 
-    def _look_for_uids(self, *, is_last: bool = False) -> None:
+    def _look_for_uids(self, piece: memoryview, *, is_last: bool = False) -> None:
         if self._is_first and self.size_bytes:
-            head = self._buffer[self._hashed : min(self._hashed + HEAD_BYTES, self._filled)]
+            head = piece[:HEAD_BYTES]
             self._read_uids(head, whole=is_last and self.size_bytes == len(head))
 
+    def _write_through(self, fragment: memoryview) -> None:
+        """Write a large fragment from where it was received: nothing of the data set waits in the buffer."""
+        self._look_for_uids(fragment)
+        self._write_piece()
+        self._write_out(fragment)
+        if self._written - self._begun_to >= PIECE_BYTES:
+            self._start_writing_out()
+        self._hash.update(fragment)
+        self._next_piece()
+
     def _write_piece(self) -> None:
-        rest = self._buffer[: self._filled]
+        self._write_out(self._buffer[: self._filled])
+
+    def _write_out(self, rest: memoryview) -> None:
+        self._written += len(rest)
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
         except OSError as error:
             self.discard()
             raise storage_error(error) from error
-        self._written += self._filled
 
     def _next_piece(self) -> None:
         self._filled = self._hashed = 0
@@ -208,8 +227,11 @@ class Incoming:
 
         Advice to forget pages is what Linux starts writing dirty ones on; they stay in memory until that is done.
         """
+        # Not the page that the next write ends: it would be written twice.
+        end = self._written - self._written % _PAGE_BYTES
         with suppress(OSError):
-            os.posix_fadvise(self._file, self._written - PIECE_BYTES, PIECE_BYTES, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._file, self._begun_to, end - self._begun_to, os.POSIX_FADV_DONTNEED)
+        self._begun_to = end
 
     def _read_uids(self, data: Buffer, *, whole: bool) -> None:
         try:

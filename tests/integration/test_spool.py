@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import zlib
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from ctnode.archive import incoming as incoming_module
 from ctnode.archive import rooms as rooms_module
 from ctnode.archive import spool as spool_module
+from ctnode.archive.hashing import Helper
 from ctnode.archive.incoming import PIECE_BYTES
 from ctnode.archive.part10 import Opened
 from ctnode.archive.spool import JOURNAL_NAME, Spool
@@ -51,9 +53,19 @@ def dataset_of(path: Path) -> bytes:
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tail=st.binary(max_size=3 * PIECE_BYTES), cuts=st.lists(st.integers(0, 3 * PIECE_BYTES), max_size=6))
-def test_a_data_set_is_kept_bit_for_bit_however_it_is_cut(spool: Spool, tail: bytes, cuts: list[int]) -> None:
-    data = Image("1.2.3.1.7").encode() + tail
+@given(
+    tail=st.integers(0, 3 * PIECE_BYTES),
+    cuts=st.lists(st.integers(0, 3 * PIECE_BYTES), max_size=6),
+    others=st.integers(0, 1),
+)
+def test_a_data_set_is_kept_bit_for_bit_however_it_is_cut(
+    spool: Spool, tail: int, cuts: list[int], others: int
+) -> None:
+    """Alone, hashed beside the association; with others, large pieces written from where they were received."""
+    data = Image("1.2.3.1.7").encode() + random.Random(tail).randbytes(tail)
+    spool.hashing = Helper()
+    if others:
+        spool.hashing.join(cuts)
     with spool.open_association(opened()) as journal:
         incoming = journal.receive(transfer_syntax=EXPLICIT, sop_class=CT, sop_instance="1.2.3.1.7")
         places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
