@@ -16,26 +16,16 @@ if TYPE_CHECKING:
 
 
 class Helper:
-    """One thread that hashes for the association that is alone in its process; it begins with the first piece."""
+    """One thread that hashes for an association that is alone; it begins with the first piece.
+
+    ``is_alone`` is for whoever knows of the others, in this process and in its neighbours.
+    """
 
     def __init__(self) -> None:
+        self.is_alone = True
         self._work: SimpleQueue[tuple[_Hash, memoryview, threading.Lock]] = SimpleQueue()
-        self._users: set[int] = set()
         self._is_started = False
         self._starting = threading.Lock()
-
-    def join(self, user: object) -> None:
-        """Count an association that brings instances."""
-        self._users.add(id(user))
-
-    def leave(self, user: object) -> None:
-        """Count it no more; twice does no harm."""
-        self._users.discard(id(user))
-
-    @property
-    def is_alone(self) -> bool:
-        """Return whether there is no other association than that which asks."""
-        return len(self._users) <= 1
 
     def take(self, digest: _Hash, piece: memoryview, done: threading.Lock) -> bool:
         """Hash a piece and release ``done`` afterwards; False, and nothing is done, while there are several."""

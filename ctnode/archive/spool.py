@@ -186,7 +186,6 @@ class Journal:
             # Durable with the journal itself.
             self.rooms.make(self.folder)
             self._make_durable()
-            self.spool.hashing.join(self)
         crash_point("spool.before-part")
         self._sequence += 1
         if not self._buffers:
@@ -222,6 +221,8 @@ class Journal:
         """End the journal: ``released``, ``aborted``, ``lost`` (the peer vanished), ``idle`` or ``drained``."""
         if self._file < 0:
             return
+        # The end record is the last that is done here: whoever reads it finds nothing under way.
+        self.rooms.clear(self.folder)
         try:
             self._append({"what": "closed", "how": how, "kept": self.kept, **more})
         except OSError:
@@ -252,9 +253,6 @@ class Journal:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _close_files(self) -> None:
-        self.spool.hashing.leave(self)
-        if self.folder >= 0:
-            self.rooms.clear(self.folder)
         close_quietly(self._file)
         close_quietly(self.folder)
         self._file = self.folder = -1

@@ -99,6 +99,7 @@ class _Acceptor:
         self._rejections = Rejections(layout.rejections)
         self._spool = Spool(layout.incoming)
         self._children: list[Child] = []
+        self._has_company = False
         self._totals = Totals()
         self._refused = 0
         self._total = 0
@@ -151,6 +152,7 @@ class _Acceptor:
         # Those that are due wait on while nobody serves, as the others do in the backlog.
         for held in self._pacing.due() if self._accepting else ():
             self._pass_on(held.connection, held.place, is_tls=held.is_tls)
+        self._tell_of_company()
         self._report()
 
     # ------------------------------------------------------------------------------------------- connections
@@ -210,12 +212,20 @@ class _Acceptor:
             self._refused += 1
             log.get().warning("no receiver takes connections", count=len(self._children))
 
+    def _tell_of_company(self) -> None:
+        """Tell the receivers whether an association has the processors to itself."""
+        if self._has_company != (len(self._places) > 1):
+            self._has_company = not self._has_company
+            for child in self._children:
+                channel.send(child.end, "company", has_others=self._has_company)
+
     # ---------------------------------------------------------------------------------------------- children
 
     def _start_child(self) -> None:
         child = Child(self._settings())
         if self._storage_fault:
             channel.send(child.end, "storage", fault=self._storage_fault, suspect=self._suspect)
+        channel.send(child.end, "company", has_others=self._has_company)
         self._children.append(child)
         self._role.watch(child.end.fileno())
 

@@ -131,6 +131,8 @@ class _Receiver:
         elif message.what == "storage":
             self._shared.storage_fault = str(message.fields["fault"])
             self._shared.spool.suspect = self._shared.spool.suspect or str(message.fields["suspect"])
+        elif message.what == "company":
+            self._shared.spool.hashing.is_alone = not message.fields["has_others"]
         elif message.what == "drain":
             self._drain_s = float(message.fields["seconds"])
             role.stopping = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -201,3 +202,31 @@ def test_children_end_when_the_acceptor_is_killed(tmp_path: Path) -> None:
         for child in children:
             assert select.select([child], [], [], PATIENCE_S)[0], "a child lives on"
             os.close(child)
+
+
+def test_a_second_processor_hashes_only_for_who_is_alone(tmp_path: Path) -> None:
+    numbers = itertools.count(5)
+
+    def threads(child: int) -> int:
+        return len(os.listdir(f"/proc/{child}/task"))
+
+    def store(peer: RawPeer) -> None:
+        name = uid(next(numbers))
+        assert peer.store(name, data_set(name, pixels=bytes(600_000))).status == 0
+
+    with receive_role(tmp_path, **{"receiver.processes": 1}) as role:
+        port = role.wait_ready()
+        with RawPeer(port) as peer:
+            with RawPeer(port) as idle:
+                peer.associate()
+                idle.associate()
+                store(peer)
+                (child,) = role.counters()["receivers"]
+                before = threads(child)
+                store(peer)
+                assert threads(child) == before
+                idle.release()
+            # One thread less for who has left, one more once the other is alone.
+            wait_until(lambda: threads(child) == before - 1, "the end of the other")
+            wait_until(lambda: store(peer) or threads(child) == before, "the thread that hashes")  # type: ignore[func-returns-value]
+            peer.release()

@@ -56,16 +56,15 @@ def dataset_of(path: Path) -> bytes:
 @given(
     tail=st.integers(0, 3 * PIECE_BYTES),
     cuts=st.lists(st.integers(0, 3 * PIECE_BYTES), max_size=6),
-    others=st.integers(0, 1),
+    others=st.booleans(),
 )
 def test_a_data_set_is_kept_bit_for_bit_however_it_is_cut(
-    spool: Spool, tail: int, cuts: list[int], others: int
+    spool: Spool, tail: int, cuts: list[int], others: bool
 ) -> None:
     """Alone, hashed beside the association; with others, large pieces written from where they were received."""
     data = Image("1.2.3.1.7").encode() + random.Random(tail).randbytes(tail)
     spool.hashing = Helper()
-    if others:
-        spool.hashing.join(cuts)
+    spool.hashing.is_alone = not others
     with spool.open_association(opened()) as journal:
         incoming = journal.receive(transfer_syntax=EXPLICIT, sop_class=CT, sop_instance="1.2.3.1.7")
         places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]

@@ -17,9 +17,7 @@ pytestmark = pytest.mark.unit
 @given(st.lists(st.tuples(st.binary(max_size=5000), st.booleans()), max_size=12), st.booleans())
 def test_pieces_handed_over_and_not_make_one_digest(pieces: list[tuple[bytes, bool]], is_alone: bool) -> None:
     helper = Helper()
-    helper.join(helper)
-    if not is_alone:
-        helper.join(pieces)
+    helper.is_alone = is_alone
     running = RunningDigest(helper)
     for piece, is_offered in pieces:
         if is_offered and running.begin(memoryview(piece)):
@@ -43,17 +41,14 @@ def test_a_buffer_may_be_changed_once_its_piece_is_settled() -> None:
     assert running.digest() == expected.digest()
 
 
-def test_there_is_one_thread_and_only_for_one_user() -> None:
+def test_there_is_one_thread_and_only_for_who_is_alone() -> None:
     helper = Helper()
-    users = [object(), object()]
-    helper.join(users[0])
     running = RunningDigest(helper)
     assert running.begin(memoryview(b"a"))
     before = threading.active_count()
-    helper.join(users[1])
+    helper.is_alone = False
     assert not running.begin(memoryview(b"b"))
-    helper.leave(users[0])
-    helper.leave(users[0])
+    helper.is_alone = True
     assert running.begin(memoryview(b"b"))
     assert threading.active_count() == before
     assert running.digest() == hashlib.sha256(b"ab").digest()
