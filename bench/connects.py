@@ -8,12 +8,14 @@ from __future__ import annotations
 import select
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tests.wire_peers import ASSOCIATE_AC, RELEASE_RQ, STANDARD, associate_rq, pdu
 
 _HEADER_BYTES = 6
 _PATIENCE_S = 60.0
+_RELEASE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,13 @@ def burst(port: int, count: int) -> Burst:
                 waiting.unregister(descriptor)
     waiting.close()
     for caller in callers.values():
-        caller.socket.setblocking(True)
+        caller.socket.settimeout(_RELEASE_S)
         caller.socket.sendall(pdu(RELEASE_RQ, bytes(4)))
+    # Who serves fewer at a time than it accepts answers them one after the other, or never.
+    deadline_s = time.monotonic() + _RELEASE_S
     for caller in callers.values():
-        caller.socket.recv(1 << 10)
+        with suppress(TimeoutError):
+            caller.socket.settimeout(max(0.001, deadline_s - time.monotonic()))
+            caller.socket.recv(1 << 10)
         caller.socket.close()
     return done
