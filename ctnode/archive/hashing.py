@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -29,18 +30,18 @@ class Helper:
 
     def take(self, digest: _Hash, piece: memoryview, done: threading.Lock) -> bool:
         """Hash a piece and release ``done`` afterwards; False, and nothing is done, while there are several."""
-        if not self.is_alone:
+        if not self.is_alone or not (self._is_started or self._start()):
             return False
-        if not self._is_started:
-            self._start()
         self._work.put((digest, piece, done))
         return True
 
-    def _start(self) -> None:
-        with self._starting:
+    def _start(self) -> bool:
+        # Where no more threads are to be had, each association hashes for itself.
+        with self._starting, suppress(RuntimeError):
             if not self._is_started:
                 threading.Thread(target=self._run, name="hashing", daemon=True).start()
                 self._is_started = True
+        return self._is_started
 
     def _run(self) -> None:
         while True:

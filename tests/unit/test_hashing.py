@@ -52,3 +52,16 @@ def test_there_is_one_thread_and_only_for_who_is_alone() -> None:
     assert running.begin(memoryview(b"b"))
     assert threading.active_count() == before
     assert running.digest() == hashlib.sha256(b"ab").digest()
+
+
+def test_where_no_thread_is_to_be_had_nothing_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    running = RunningDigest(Helper())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert not running.begin(memoryview(b"a"))
+    running.update(memoryview(b"a"))
+    assert running.begin(memoryview(b"b"))
+    assert running.digest() == hashlib.sha256(b"ab").digest()
