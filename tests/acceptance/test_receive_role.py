@@ -216,17 +216,20 @@ def test_a_second_processor_hashes_only_for_who_is_alone(tmp_path: Path) -> None
 
     with receive_role(tmp_path, **{"receiver.processes": 1}) as role:
         port = role.wait_ready()
+        (child,) = wait_until(lambda: role.counters().get("receivers"), "the receiver")
+        before = threads(child)
         with RawPeer(port) as peer:
             with RawPeer(port) as idle:
                 peer.associate()
                 idle.associate()
+                with RawPeer(port) as later:
+                    # Who comes later is served after the receiver was told that there are two.
+                    later.associate()
+                    later.release()
+                wait_until(lambda: threads(child) == before + 2, "one thread for each")
                 store(peer)
-                (child,) = role.counters()["receivers"]
-                before = threads(child)
-                store(peer)
-                assert threads(child) == before
+                assert threads(child) == before + 2
                 idle.release()
-            # One thread less for who has left, one more once the other is alone.
-            wait_until(lambda: threads(child) == before - 1, "the end of the other")
-            wait_until(lambda: store(peer) or threads(child) == before, "the thread that hashes")  # type: ignore[func-returns-value]
+            wait_until(lambda: threads(child) == before + 1, "the end of the other")
+            wait_until(lambda: store(peer) or threads(child) == before + 2, "the thread that hashes")  # type: ignore[func-returns-value]
             peer.release()
