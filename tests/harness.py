@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -149,10 +150,16 @@ def start_storescu(port: int, files: Iterable[Path], *options: str, calling: str
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, for programs that cannot choose one and say so."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on, for programs that cannot choose one and say so.
+
+    None that the kernel gives to connections by itself: one of them might have it before the program does.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(first // 2, first)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
 
 
 def answers(port: int, called: str = "CTNODE") -> bool:

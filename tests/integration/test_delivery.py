@@ -18,6 +18,7 @@ from ctnode.flow.dispatch import Dispatcher
 from ctnode.words import DeliveryState
 from tests.archive_root import stack
 from tests.delivery_root import Archive, Clock, office, target
+from tests.harness import free_port
 from tests.wire_peers import uid
 
 pytestmark = pytest.mark.integration
@@ -30,12 +31,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     clock.install(monkeypatch)
     return clock
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def names(count: int, start: int = 0) -> list[str]:
