@@ -3,6 +3,12 @@
 They are ordinary gzip files of one member (RFC 1952), so that every reader takes them: between chunks the compressor
 forgets what it has seen (a full flush), and an extra field in the header, which readers pass over, holds the length
 and the CRC of each. dictzip does the same, for chunks of up to 64 kB.
+
+The same content gives the same bytes, which ISA-L alone does not promise. Where its levels 1 and 2 have no history they
+hash the address of their own state in place of the third byte and those after it (``.write_first_byte`` in
+``igzip_icf_body_h1_gr_bt.asm`` shifts a register that nobody has filled), so that chance decides, once in thousands of
+chunks, whether an early match is found. Bytes that are flushed alone take another way, and then there is a history: so
+each chunk begins with a few of them.
 """
 
 from __future__ import annotations
@@ -19,6 +25,8 @@ from isal import isal_zlib
 MOST_CHUNKS: Final = 8_000
 # Level 1 of ISA-L: about 300 MB/s; higher levels gain few per cent on CT.
 _LEVEL: Final = 1
+# Flushed ahead of a chunk's rest: at most 16, which are left to the other way, and more than 3, or there is no history.
+_AHEAD: Final = 8
 # Deflate with an extra field; neither name nor time of writing: the same content gives the same bytes.
 _HEADER: Final = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff"
 _NAME: Final = b"PL"
@@ -65,22 +73,33 @@ def write_indexed(file: IO[bytes], head: bytes, chunks: Iterable[bytes], *, coun
     table_bytes = 8 * (count + 1)
     begin = file.tell()
     file.write(_HEADER + bytes(_EXTRA.size + table_bytes))
-    packer = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _RAW)
     table, check, size = list[int](), 0, 0
     for chunk in itertools.chain((head,), chunks):
-        packed = packer.compress(chunk) + packer.flush(isal_zlib.Z_FULL_FLUSH)
+        packed = _packed(chunk)
         file.write(packed)
         table += len(packed), isal_zlib.crc32(chunk)
         check, size = isal_zlib.crc32(chunk, check), size + len(chunk)
     if len(table) != 2 * (count + 1):
         raise ValueError(f"{len(table) // 2 - 1} chunks where {count} were announced")
-    file.write(packer.flush() + struct.pack("<II", check, size & 0xFFFFFFFF))
+    file.write(_packer().flush() + struct.pack("<II", check, size & 0xFFFFFFFF))
     end = file.tell()
     file.seek(begin + len(_HEADER))
     room = _EXTRA.size - 2 + table_bytes
     file.write(_EXTRA.pack(room, _NAME, room - 4, len(head), chunk_bytes))
     file.write(struct.pack(f"<{len(table)}I", *table))
     file.seek(end)
+
+
+def _packer() -> Any:
+    return isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _RAW)
+
+
+def _packed(chunk: bytes) -> bytes:
+    """Return the chunk as blocks of deflate up to a full flush: the same bytes wherever it stands in whichever file."""
+    packer, content = _packer(), memoryview(chunk)
+    ahead: bytes = packer.compress(content[:_AHEAD]) + packer.flush(isal_zlib.Z_SYNC_FLUSH)
+    rest: bytes = packer.compress(content[_AHEAD:]) + packer.flush(isal_zlib.Z_FULL_FLUSH)
+    return ahead + rest
 
 
 def read_index(descriptor: int) -> Index | None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import struct
+import subprocess
+import sys
 import tempfile
 import zlib
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from isal import igzip
+from isal import igzip, isal_zlib
 
 from ctnode.ct.grid import Grid
 from ctnode.results.indexed_gzip import MOST_CHUNKS, Damaged, read_chunk, read_index, write_indexed
@@ -60,6 +65,72 @@ def test_it_is_an_ordinary_file_and_a_chunk_read_alone_is_what_was_written_or_re
                     assert read_chunk(file.fileno(), index, number) == chunk
                 except Damaged:
                     assert not is_whole
+
+
+def test_the_bytes_do_not_tell_where_in_memory_the_compressor_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    # ISA-L hashes (its own address >> 16) in place of four bytes of the content: a chunk that begins with just these
+    # packs differently at this address and at any other. They suffer at 1; no other place may either.
+    places = [1, 1, 1, *range(2, 25)]
+    make = isal_zlib.compressobj
+    first, second = ([make(1, isal_zlib.DEFLATED, -15) for _ in range(len(places) + 1)] for _ in range(2))
+
+    def chunk(place: int, compressor: object) -> bytes:
+        state = id(compressor) + 64
+        value = struct.pack("<I", state >> 16 & 0xFFFFFFFF)
+        between = bytes(number**2 // 3 % 97 for number in range(47))
+        return (bytes(range(100, 100 + place)) + value + between + value).ljust(40_000, b"\0")
+
+    chunks = [chunk(place, compressor) for place, compressor in zip(places, first, strict=False)]
+    files = []
+    for compressors in (first, second):
+        left = iter(compressors)
+        monkeypatch.setattr(isal_zlib, "compressobj", lambda *_, left=left: next(left))
+        files.append(written(chunks[0], chunks[1:], 40_000))
+        assert len(list(left)) < len(compressors), "they were used"
+    assert files[0] == files[1]
+
+
+PROGRAM = """
+import hashlib, io, pathlib, sys
+from ctnode.results.indexed_gzip import write_indexed
+content, file = pathlib.Path(sys.argv[1]).read_bytes(), io.BytesIO()
+chunks = [content[at : at + 100_000] for at in range(0, len(content), 100_000)]
+write_indexed(file, chunks[0], chunks[1:], count=len(chunks) - 1, chunk_bytes=100_000)
+print(hashlib.sha256(file.getvalue()).hexdigest())
+"""
+
+
+def test_a_chunk_is_packed_the_same_wherever_it_stands_and_whatever_memory_held(tmp_path: Path) -> None:
+    # Noise around a mean as in CT, and much of the same.
+    dice = np.random.default_rng(7)
+    noise = [dice.normal(40, 12, 50_000).astype("<i2").tobytes() for _ in range(3)]
+    chunks = [noise[0], noise[1], noise[0], bytes(100_000), noise[0][:50_000] + bytes(50_000), noise[2], noise[0]]
+
+    def packed(some: list[bytes]) -> list[bytes]:
+        content = written(some[0], some[1:], 100_000)
+        path = tmp_path / "file.gz"
+        path.write_bytes(content)
+        with path.open("rb") as file:
+            index = read_index(file.fileno())
+        assert index is not None
+        return [content[start:end] for start, end in pairwise(index.starts)]
+
+    once = packed(chunks)
+    assert once[0] == once[2] == once[6]
+    order = dice.permutation(len(chunks))
+    assert packed([chunks[number] for number in order]) == [once[number] for number in order]
+    content = tmp_path / "content"
+    content.write_bytes(b"".join(chunks))
+    for filling in ("1", "170"):
+        # glibc fills what it gives out and takes back with these bytes; other libraries take no notice.
+        other = subprocess.run(
+            [sys.executable, "-c", PROGRAM, content],
+            env=os.environ | {"PYTHONMALLOC": "malloc", "MALLOC_PERTURB_": filling},
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        )
+        assert other.stdout.strip() == sha256(written(chunks[0], chunks[1:], 100_000)).hexdigest()
 
 
 def test_a_file_without_an_index_has_none(tmp_path: Path) -> None:
