@@ -37,6 +37,8 @@ class _Wait:
     look_at: float
     # The longest wait that its policy allows; not known before the first look.
     longest_s: float | None = None
+    # A list that names it lacks instances: what comes for another series may complete it.
+    is_short: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +166,18 @@ class WaitingRoom:
         fresh, self._fresh = (self._fresh if version else set()), set()
         for revision_id, wait in list(self._waits.items()):
             is_due = self._look_at(wait) <= scan_began
-            if not is_due and not is_told and wait.series_id not in fresh:
+            may_be_whole = wait.series_id in fresh or (wait.is_short and fresh)
+            if not is_due and not is_told and not may_be_whole:
                 continue
             revision = get(self.database, revision_id)
             sender = sender_of(self.database, revision.series_id)
             policy = policy_of(settings, rules, sender)
             wait.longest_s = policy.max_wait_s
             answerer = sender.peer if sender.peer in asked else ""
+            situation = self._situation(revision, wait, by_id, policy, answerer)
+            wait.is_short = any(claim.missing for claim in situation.claims)
             decision = decide(
-                self._situation(revision, wait, by_id, policy, answerer),
+                situation,
                 max_wait_s=policy.max_wait_s,
                 association_hold_s=policy.association_hold_s,
                 last_hold_s=policy.last_hold_s,
