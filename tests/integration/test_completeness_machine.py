@@ -248,6 +248,9 @@ class Machine(RuleBasedStateMachine):
         """Its deadline passes between the beginning of the scan, which does not see the slice, and the verdict."""
         look_s = self.world.keeper.waiting.next_look_s()
         self.time_passes(max(0.0, min(look_s or 0.0, 200.0) - earlier_s))
+        if self.world.keeper.waiting.next_look_s() == 0.0:
+            # It hung past a deadline: quiet was proven before the scan begins, and what comes now is late.
+            return
         scan, is_slow = self.world.keeper.settler.scan, [True]
 
         def slow_scan() -> Scan:
