@@ -116,7 +116,7 @@ class Node:
 
 
 class Sweeper:
-    """A waiting room in which series are looked at every second: open associations hold them."""
+    """A waiting room in which open associations hold series, all of which have to be looked at."""
 
     def __init__(self, node: Node) -> None:
         self.now_s = 1000.0
@@ -139,6 +139,8 @@ class Sweeper:
 
     def look_ms(self) -> float:
         self.now_s += 2.0
+        # As when the configuration has changed: what is only held is looked at again when an association ends.
+        self.room.look_again()
         began = time.perf_counter()
         self.settler.scan()
         ripe = self.room.ripe(self.now_s, self.opened, self.settings)
