@@ -36,8 +36,6 @@ from tests.harness import Node
 from tests.scenarios import Played, Scenario, play, read_page
 
 PROVEN = 20
-# That of the scenarios.
-QUIET_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,10 @@ def units(scenario: Scenario, played: Played) -> list[Unit]:
     for key, came in arrived.items():
         verdicts = [verdict for verdict in played.verdicts if (verdict.series, verdict.split) == key]
         pieces = pieces_of([at for at, _ in came], scenario.pieces)
-        others = [
-            (one.at_s, one.association) for one in played.arrivals if one.series and (one.series, one.split) != key
-        ]
         longest_s = float(str(scenario.settings.get("max_wait_s", 900.0)))
         if verdicts and verdicts[-1].rule == PROOF:
             kind = "proof"
-        elif all(is_held(came, others, ended, pieces, longest_s)):
+        elif all(is_held(came, ended, pieces, longest_s)):
             kind = "open"
         else:
             kind = "doubt"
@@ -98,27 +93,19 @@ def units(scenario: Scenario, played: Played) -> list[Unit]:
 
 def is_held(
     came: Sequence[tuple[float, str]],
-    others: Sequence[tuple[float, str]],
     ended: dict[str, float],
     pieces: Sequence[Sequence[float]],
     longest_s: float,
 ) -> list[bool]:
-    """Tell of each pause inside a piece whether an association that fed the series was open and at it all along.
-
-    One that sent ``others`` for a quiet time was not at it.
-    """
+    """Tell of each pause inside a piece whether an association that had fed the series was open all along."""
     firsts = {piece[0] for piece in pieces}
     told = []
     for place in range(1, len(came)):
         before, after = came[place - 1][0], came[place][0]
         if after in firsts or after - before <= 5.0:
             continue
-        feeding = {who for at, who in came[:place] if ended.get(who, float("inf")) >= after}
-        for who in tuple(feeding):
-            elsewhere = [at for at, other in others if other == who and before < at < after]
-            if elsewhere and elsewhere[-1] - elsewhere[0] >= QUIET_S:
-                feeding.remove(who)
-        told.append(bool(feeding) and after - before < longest_s)
+        is_open = any(ended.get(who, float("inf")) >= after for _, who in came[:place])
+        told.append(is_open and after - before < longest_s)
     return told
 
 
@@ -155,7 +142,7 @@ RULES = {
 }
 KINDS = {
     "proof": "a list of the sender is held whole",
-    "open": "no list; every pause shorter than the longest wait, in an open association that is at this series",
+    "open": "no list; every pause shorter than the longest wait, while an association that fed the series is open",
     "doubt": "no list; a pause without such an association, or longer than the longest wait",
 }
 

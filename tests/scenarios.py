@@ -1,8 +1,9 @@
 """The scenarios of ``docs/scenarios.md``: what senders, operators and clocks do, played in a simulated node.
 
 A line of a script is a time in seconds and an event. What it may say stands in ``_VERBS``; "1-4" are slices 2.5 mm
-apart, A to Z are associations. Without further words a slice is of series 1, patient P1, a matrix of 4. Before the
-script may stand settings of ``[completion]``, and into how many pieces the sender itself cut its series.
+apart, A to Z are associations. Without further words a slice is of series 1, patient P1, a matrix of 4, all of one
+study. Before the script may stand settings of ``[completion]``, a ``rule`` of ``[[completion_rules]]``, and into how
+many pieces the sender itself cut its series.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Final
 from ctnode.archive import revisions
 from ctnode.archive.incoming import Incoming
 from ctnode.archive.spool import Journal
+from ctnode.config import CompletionRule
 from tests.archive_root import CT, Image
 from tests.simulation import EXPLICIT, STARTED, Clocks, Verdict, World, on_clocks
 
@@ -42,6 +44,8 @@ class Scenario:
         One line for each revision: name, verdict, number of instances, time of the verdict, rule, state at the end.
     settings
         Of ``[completion]``.
+    rules
+        Of ``[[completion_rules]]``.
     pieces
         Into how many pieces the sender itself cut its series; more revisions are the node's fault.
     """
@@ -50,6 +54,7 @@ class Scenario:
     script: tuple[str, ...]
     outcome: tuple[str, ...]
     settings: Mapping[str, object]
+    rules: tuple[CompletionRule, ...] = ()
     pieces: int = 1
 
 
@@ -65,12 +70,14 @@ def read_scenario(words: str, block: str) -> Scenario:
     """Return the scenario of one block of the page."""
     lines = [" ".join(line.split()) for line in block.splitlines()]
     settings = tomllib.loads("\n".join(line for line in lines if re.match(r"\w+ = ", line)))
+    pieces, rule = settings.pop("pieces", 1), settings.pop("rule", None)
     return Scenario(
         words,
         tuple(line for line in lines if line[0].isdigit()),
         tuple(line.removeprefix("=> ") for line in lines if line.startswith("=> ")),
         settings,
-        settings.pop("pieces", 1),
+        () if rule is None else (CompletionRule(name="rule", **rule),),
+        pieces,
     )
 
 
@@ -104,9 +111,9 @@ class Arrival:
 class Play:
     """One scenario being played."""
 
-    def __init__(self, place: Path, clocks: Clocks, **settings: object) -> None:
+    def __init__(self, place: Path, clocks: Clocks, rules: Iterable[CompletionRule] = (), **settings: object) -> None:
         self.clocks = clocks
-        self.world = World(place, self.clocks, **settings)
+        self.world = World(place, self.clocks, rules, **settings)
         self.journals: dict[str, Journal] = {}
         self.begun: dict[str, tuple[Incoming, Image]] = {}
         self.arrivals: list[Arrival] = []
@@ -121,6 +128,7 @@ class Play:
         series = 1
         for pattern, change in (
             (r"of series (\d+)", lambda value: {"series": value}),
+            (r"of study (\d+)", lambda value: {"study": f"1.2.{value}"}),
             (r"of patient (\w+)", lambda value: {"patient": value}),
             (r"with a matrix of (\d+)", lambda value: {"rows": int(value)}),
             (r"in another (frame) of reference", lambda _: {"frame": "1.2.99"}),
@@ -170,8 +178,8 @@ class Play:
             self.world.put(self.journals[who], image)
             self.note(image, who)
 
-    def begins(self, who: str, what: str) -> None:
-        image = self.image(int(what), "")
+    def begins(self, who: str, what: str, how: str) -> None:
+        image = self.image(int(what), how)
         incoming = self.journals[who].receive(transfer_syntax=EXPLICIT, sop_class=CT, sop_instance=image.sop)
         incoming.write(image.encode())
         self.begun[who] = (incoming, image)
@@ -261,7 +269,7 @@ _LIST: Final = r"([\d,-]+)"
 _VERBS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     (r"([A-Z]) opens(?: from (PACS))?", Play.opens),
     (rf"([A-Z]) sends {_LIST}(.*)", Play.sends),
-    (r"([A-Z]) begins (\d+)", Play.begins),
+    (r"([A-Z]) begins (\d+)(.*)", Play.begins),
     (r"([A-Z]) ends it", Play.ends_slice),
     (rf"([A-Z]) ({'|'.join(_ENDS)})", Play.closes),
     (rf"{_LIST} come, each in an association of its own(.*)", Play.comes),
@@ -342,7 +350,7 @@ def play(scenario: Scenario, place: Path) -> Played:
     run = None
     with on_clocks(clocks := Clocks()):
         try:
-            run = Play(place, clocks, **scenario.settings)
+            run = Play(place, clocks, scenario.rules, **scenario.settings)
             for at, words in events(scenario.script):
                 run.world.go(at)
                 perform(run, words)

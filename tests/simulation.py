@@ -28,7 +28,7 @@ from ctnode.archive.jobs import Lease
 from ctnode.archive.layout import Layout
 from ctnode.archive.notices import NoticeKind, journal_fields
 from ctnode.archive.spool import Journal, Spool
-from ctnode.config import Completion, Config, Peer, Storage
+from ctnode.config import Completion, CompletionRule, Config, Peer, Storage
 from ctnode.flow.asking import Asker
 from ctnode.flow.keeper import Keeper
 from ctnode.flow.studies import StudyRoom
@@ -128,13 +128,14 @@ class Verdict:
 class World:
     """One node in simulated time: a keeper, and a second connection for everybody else."""
 
-    def __init__(self, place: Path, clocks: Clocks, **completion: object) -> None:
+    def __init__(self, place: Path, clocks: Clocks, rules: Iterable[CompletionRule] = (), **completion: object) -> None:
         self.clocks = clocks
         self.layout = Layout(place, place / "results")
         self.layout.create()
         peer = Peer(name="pacs", ae_title="PACS", host="10.0.0.9", port=104, active_check="image")
         self.config = Config(
             completion=Completion(**completion),  # type: ignore[arg-type]
+            completion_rules=tuple(rules),
             peers=(peer,),
             storage=Storage(root=str(place), reserve_mb=0, reserve_inodes=0),
         )

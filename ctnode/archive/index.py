@@ -52,7 +52,6 @@ class Placement:
     source: Path
     final: Path
     series_id: int
-    association_id: int
     is_new: bool
     is_dropped: bool = False
 
@@ -132,9 +131,7 @@ class Index:
                         "UPDATE instances SET again_in = ? WHERE id = ?", (arrival.association.id, instance_id)
                     )
                     self._again(series, arrival, batch)
-                return Placement(
-                    arrival.path, self.layout.store / path, series.id, arrival.association.id, is_new=False
-                )
+                return Placement(arrival.path, self.layout.store / path, series.id, is_new=False)
         final = self._free_path(series, header, is_conflict=bool(known))
         stone = tombstones.find(
             self.database, series.id, header.uids.sop_instance, header.digest, header.transfer_syntax
@@ -147,7 +144,7 @@ class Index:
             self._conflict(series, arrival, batch)
         revision = self._revision(series, arrival, batch)
         self._instance(series.id, arrival, str(final), revision, batch)
-        return Placement(arrival.path, self.layout.store / final, series.id, arrival.association.id, is_new=True)
+        return Placement(arrival.path, self.layout.store / final, series.id, is_new=True)
 
     def _place(self, arrival: Arrival, batch: Batch) -> Place:
         uids = arrival.header.uids
@@ -249,9 +246,8 @@ class Index:
             self._insert(series.id, arrival, str(final), stone.revision, stone.instance_id)
             batch.add_restored(series.id, arrival.header.dataset_bytes)
         return Placement(
-            arrival.path, self.layout.store / final, series.id, arrival.association.id,
-            is_new=False, is_dropped=not self.keeps_resent,
-        )  # fmt: skip
+            arrival.path, self.layout.store / final, series.id, is_new=False, is_dropped=not self.keeps_resent
+        )
 
     def _conflict(self, series: Place, arrival: Arrival, batch: Batch) -> None:
         self._flag(series.id, "CONFLICT")

@@ -89,7 +89,7 @@ class Completion(Section):
     )
     max_wait_s: Seconds = Field(900.0, description="seconds since the last new instance after which waiting ends")
     association_hold_s: Seconds = Field(
-        60.0, description="seconds of silence after which an open association holds no series that it has gone on from"
+        2592000.0, description="seconds without a new instance after which an open association no longer holds a series"
     )
     suspect: Literal["process", "hold"] = Field(
         "process", description="what happens to a SUSPECT series: process and mark it, or hold it for the operator"

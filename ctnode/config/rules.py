@@ -24,8 +24,8 @@ class CompletionRule(Section):
     max_wait_s: Seconds | None = Field(None, description="longest wait; default: that of [completion]")
     association_hold_s: Seconds | None = Field(
         None,
-        description="silence after which an open association holds nothing, what it sent last included; default: that"
-        " of [completion], and what it sent last for as long as it is open",
+        description="seconds without a new instance after which an open association no longer holds a series; default:"
+        " that of [completion]. For peers that keep associations open and busy all day",
     )
     suspect: Literal["process", "hold"] | None = Field(
         None, description="what happens to a SUSPECT series: process or hold; default: that of [completion]"

@@ -2,13 +2,13 @@
 
 A list of instances from the sender (MPPS, commitment request, availability notice, an answer to a query, the end of a
 retrieve) that is held whole and names all that is held is a proof, and there is nothing to wait for. Without one the
-quiet time has to pass, and no open association may feed the series; its end by itself means nothing (PS3.4 B.4.1).
+quiet time has to pass, and no association that fed the series may still be open, whatever else it sends meanwhile: it
+may come back to the series. Its end by itself means nothing (PS3.4 B.4.1).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,20 +33,17 @@ class Feeder:
 
     Parameters
     ----------
+    association_id
+        Its row.
+    words
+        Which one it is, for people.
     silent_s
-        Seconds since its last instance of any series.
-    is_storing
-        Whether it is in the middle of a C-STORE.
-    elsewhere_s
-        Seconds from its first instance of another series since its last of this one to its last instance of any.
-    has_gone_on
-        Whether it has begun another series since its last instance of this one.
+        Seconds since the last new instance of the series; what it may be storing of it now has ended them.
     """
 
+    association_id: int
+    words: str
     silent_s: float
-    is_storing: bool
-    elsewhere_s: float
-    has_gone_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +118,11 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Not yet; look again after ``seconds``."""
+    """Not yet; look again after ``seconds``, and when one of the associations ``held_by`` has ended."""
 
     seconds: float
     reason: str
+    held_by: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +135,7 @@ class Decision:
     otherwise: str
 
 
-def decide(
-    situation: Situation, *, max_wait_s: float, association_hold_s: float, last_hold_s: float = math.inf
-) -> Wait | Decision:
+def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float) -> Wait | Decision:
     """Decide whether a revision is complete.
 
     Parameters
@@ -148,9 +144,8 @@ def decide(
         What is known.
     max_wait_s
         Seconds since the last new instance after which there is a verdict in any case.
-    association_hold_s, last_hold_s
-        Seconds of silence after which an open association holds nothing: of what it has gone on from, and of what it
-        sent last.
+    association_hold_s
+        Seconds without a new instance of the series after which an association that is still open no longer holds it.
     """
     missing = [claim for claim in situation.claims if claim.missing]
     proofs = [claim for claim in situation.claims if claim.covers and not claim.missing and not claim.is_early]
@@ -169,9 +164,12 @@ def decide(
     rest_s = min(situation.quiet_s - situation.silent_s, left_s)
     if rest_s > 0:
         return Wait(rest_s, "quiet time has not passed")
-    if any(holds(feeder, situation.quiet_s, association_hold_s, last_hold_s) for feeder in situation.feeders):
-        # It may end or turn to other series at any time; neither rings a bell.
-        return Wait(min(HELD_LOOK_S, left_s), "an open association still feeds it")
+    if holding := [feeder for feeder in situation.feeders if feeder.silent_s < association_hold_s]:
+        # What is in the middle of a C-STORE holds beyond that time; the end of the C-STORE rings no bell.
+        hold_s = max(association_hold_s - situation.waited_s, HELD_LOOK_S)
+        which = ", ".join(feeder.words for feeder in holding)
+        held_by = frozenset(feeder.association_id for feeder in holding)
+        return Wait(min(hold_s, left_s), f"an association that is still open feeds it: {which}", held_by)
     if missing:
         return Wait(left_s, "; ".join(_short(claim) for claim in missing))
     if situation.in_progress:
@@ -262,18 +260,6 @@ def describe_number_gaps(numbers: Sequence[int]) -> str:
     named = ", ".join(f"{hole[0]}-{hole[-1]}" if len(hole) > 1 else str(hole[0]) for hole in holes[:NAMED_HOLES])
     more = " and more" if len(holes) > NAMED_HOLES else ""
     return f"{count} instance number(s) missing between {ordered[0]} and {ordered[-1]}: {named}{more}"
-
-
-def holds(feeder: Feeder, quiet_s: float, association_hold_s: float, last_hold_s: float) -> bool:
-    """Return whether an open association keeps its series waiting.
-
-    It does while it is in a C-STORE or was silent for less than the hold, and no longer once it has sent other series
-    for a whole quiet time. How long its silence means nothing depends on whether it has gone on to another series: who
-    has not may be in the middle of this one.
-    """
-    if feeder.elsewhere_s >= quiet_s:
-        return False
-    return feeder.is_storing or feeder.silent_s < (association_hold_s if feeder.has_gone_on else last_hold_s)
 
 
 def describe_gap(positions_mm: Sequence[float], *, same_mm: float = 0.01, gap_ratio: float = GAP_RATIO) -> str:

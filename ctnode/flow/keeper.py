@@ -182,17 +182,14 @@ class Keeper:
                 asked = {peer.name for peer in self.config.peers if peer.active_check}
                 for ripe in self.waiting.ripe(began, scan.open_associations, *policy, asked):
                     self._complete(ripe)
-                if self.studies.settle(
-                    began, scan.open_associations, self.config.completion, self.waiting.listener.silent_s
-                ):
+                if self.studies.settle(began, scan.open_associations, *policy):
                     self.dispatcher.start_complete(self.config)
                 return scan
 
     def _touch(self, scan: Scan) -> None:
         touched = {placement.series_id for placement in scan.settled}
         new = {placement.series_id for placement in scan.settled if placement.is_new}
-        fed = [(placement.association_id, placement.series_id) for placement in scan.settled]
-        self.waiting.touch(touched, touched - new, fed)
+        self.waiting.touch(touched, touched - new)
         self.studies.touch(new)
 
     def _complete(self, ripe: Ripe) -> None:

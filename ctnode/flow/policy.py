@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,9 +29,6 @@ class Policy:
         Name of the rule, empty where none fits.
     max_wait_s, association_hold_s, suspect
         As in [completion].
-    last_hold_s
-        So long an open association holds the series that it sent last: for as long as it is open, unless a rule knows
-        its senders better.
     quiet_s
         The rule's own quiet time, None where it has none.
     count_images
@@ -43,7 +39,6 @@ class Policy:
     max_wait_s: float
     association_hold_s: float
     suspect: Literal["process", "hold"]
-    last_hold_s: float = math.inf
     quiet_s: float | None = None
     count_images: bool = True
 
@@ -58,7 +53,6 @@ def policy_of(completion: Completion, rules: Sequence[CompletionRule], sender: S
         completion.max_wait_s if rule.max_wait_s is None else rule.max_wait_s,
         completion.association_hold_s if rule.association_hold_s is None else rule.association_hold_s,
         rule.suspect or completion.suspect,
-        math.inf if rule.association_hold_s is None else rule.association_hold_s,
         rule.quiet_s,
         rule.count_images,
     )

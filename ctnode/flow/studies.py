@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ctnode.archive import evidence, revisions
 from ctnode.archive.database import Database
 from ctnode.archive.settle import Open
-from ctnode.config import Completion
-from ctnode.flow.listening import Clock
+from ctnode.config import Completion, CompletionRule
+from ctnode.flow.policy import Sender, policy_of
+from ctnode.flow.waiting import Clock, unfed_s
 
 LOOK_S: Final = 1.0
 
@@ -46,8 +47,8 @@ class StudyRoom:
             " WHERE studies.state = 'OPEN' GROUP BY studies.id"
         ).fetchall():
             if study_id not in self._waits:
-                silent_s = min(max(wall - last_at, 0.0), quiet_s)
-                self._waits[study_id] = _Wait(now - silent_s, quiet_s, now - silent_s + quiet_s)
+                silent_s = max(wall - last_at, 0.0)
+                self._waits[study_id] = _Wait(now - silent_s, quiet_s, now + max(quiet_s - silent_s, 0.0))
 
     def forget(self) -> None:
         """Forget the studies that are no longer there, before their numbers are given again."""
@@ -77,7 +78,7 @@ class StudyRoom:
         return max(0.0, min(wait.look_at for wait in self._waits.values()) - self.monotonic())
 
     def settle(
-        self, scan_began: float, opened: Iterable[Open], settings: Completion, silent_s: Callable[[int], float]
+        self, scan_began: float, opened: Iterable[Open], settings: Completion, rules: Sequence[CompletionRule] = ()
     ) -> tuple[int, ...]:
         """Complete what is quiet after a whole scan that began after its deadline, and return those studies.
 
@@ -87,24 +88,22 @@ class StudyRoom:
             Monotonic time at which the scan of the journal began.
         opened
             Associations that are still open.
-        settings
-            The configuration of completion.
-        silent_s
-            How long an open association has been silent.
+        settings, rules
+            The configuration of completion; of the rules only how long an open association holds.
         """
         due = [study_id for study_id, wait in self._waits.items() if wait.look_at <= scan_began]
         if not due:
             return ()
-        feeding = [
-            association.association_id
-            for association in opened
-            if association.is_storing or silent_s(association.association_id) < settings.association_hold_s
-        ]
+        by_id = {association.association_id: association for association in opened}
         settled = []
         for study_id in due:
             wait = self._waits[study_id]
             now = self.monotonic()
-            if now - wait.last_arrival < settings.max_wait_s and self._is_held(study_id, feeding):
+            silent_s = now - wait.last_arrival
+            is_held = evidence.is_in_progress(self.database, study_id) or self._is_fed(
+                study_id, silent_s, by_id, settings, rules
+            )
+            if is_held and silent_s < settings.max_wait_s:
                 wait.look_at = now + LOOK_S
                 continue
             with self.database.immediate():
@@ -116,13 +115,25 @@ class StudyRoom:
             settled.append(study_id)
         return tuple(settled)
 
-    def _is_held(self, study_id: int, feeding: Collection[int]) -> bool:
-        """Return whether an association that fed the study goes on, or a procedure step of it has not ended."""
-        if evidence.is_in_progress(self.database, study_id):
-            return True
-        row = self.database.execute(
-            "SELECT 1 FROM association_series AS fed JOIN series ON series.id = fed.series_id"
-            " WHERE fed.association_id IN (SELECT value FROM json_each(?)) AND series.study_id = ? LIMIT 1",
-            (json.dumps(list(feeding)), study_id),
-        ).fetchone()
-        return row is not None
+    def _is_fed(
+        self,
+        study_id: int,
+        silent_s: float,
+        opened: Mapping[int, Open],
+        settings: Completion,
+        rules: Sequence[CompletionRule],
+    ) -> bool:
+        """Return whether an association that fed the study may go on with it."""
+        rows = self.database.execute(
+            "SELECT fed.association_id, max(fed.last_arrival), a.called_ae, a.peer, series.modality"
+            " FROM association_series AS fed JOIN series ON series.id = fed.series_id"
+            " JOIN associations AS a ON a.id = fed.association_id"
+            " WHERE fed.association_id IN (SELECT value FROM json_each(?)) AND series.study_id = ?"
+            " GROUP BY fed.association_id, series.modality",
+            (json.dumps(list(opened)), study_id),
+        ).fetchall()
+        return any(
+            unfed_s(opened[association_id], brought_at, silent_s)
+            < policy_of(settings, rules, Sender(*sender)).association_hold_s
+            for association_id, brought_at, *sender in rows
+        )

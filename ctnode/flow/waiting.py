@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,10 +18,11 @@ from ctnode.archive.revisions import Revision, get, receiving
 from ctnode.archive.settle import Open
 from ctnode.config import Completion, CompletionRule
 from ctnode.flow.claims import claims, discontinued, in_progress, notes, of_concatenations
-from ctnode.flow.completion import AT_ONCE, Decision, Situation, Wait, decide
-from ctnode.flow.listening import Clock, Listener
+from ctnode.flow.completion import AT_ONCE, Decision, Feeder, Situation, Wait, decide
 from ctnode.flow.policy import Policy, policy_of, sender_of
 from ctnode.words import EvidenceKind
+
+Clock = Callable[[], float]
 
 # The door of `ctnode import`, behind which nobody sends more.
 IMPORT: Final = "import"
@@ -37,6 +38,10 @@ class _Wait:
     look_at: float
     # The longest wait that its policy allows; not known before the first look.
     longest_s: float | None = None
+    # A list that names it lacks instances: what comes for another series may complete it.
+    is_short: bool = False
+    # Open associations, at whose end it is to be looked at before that time.
+    held_by: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,6 @@ class WaitingRoom:
         self.monotonic = monotonic
         self.wall = wall
         self._waits: dict[int, _Wait] = {}
-        self.listener = Listener(database, monotonic, wall)
         # Series that something came for since the last look, which may have completed a list.
         self._fresh: set[int] = set()
         self._version = -1
@@ -83,9 +87,7 @@ class WaitingRoom:
                         "UPDATE revisions SET deadline = ? WHERE id = ?", (wall + revision.quiet_s, revision.id)
                     )
 
-    def touch(
-        self, series_ids: Iterable[int], resent: Collection[int] = (), fed: Iterable[tuple[int, int]] = ()
-    ) -> None:
+    def touch(self, series_ids: Iterable[int], resent: Collection[int] = ()) -> None:
         """Restart the wait of the series that something arrived for.
 
         Parameters
@@ -94,11 +96,8 @@ class WaitingRoom:
             What something arrived for.
         resent
             Those that got nothing but what they had: it restarts their quiet time, not their longest wait.
-        fed
-            Which association brought something for which series, in the order of arrival.
         """
         now = self.monotonic()
-        self.listener.note(fed)
         for series_id in set(series_ids):
             row = self.database.execute(
                 "SELECT id, quiet_s FROM revisions WHERE series_id = ? AND state = 'RECEIVING'", (series_id,)
@@ -157,31 +156,32 @@ class WaitingRoom:
         ripe = []
         own = [rule.max_wait_s for rule in rules if rule.max_wait_s is not None]
         self._max_wait_s = min(settings.max_wait_s, *own) if own else settings.max_wait_s
-        self.listener.listen(opened := tuple(opened))
         by_id = {association.association_id: association for association in opened}
         version = evidence.version(self.database)
         is_told, self._version = version != self._version, version
         fresh, self._fresh = (self._fresh if version else set()), set()
         for revision_id, wait in list(self._waits.items()):
-            is_due = self._look_at(wait) <= scan_began
-            if not is_due and not is_told and wait.series_id not in fresh:
+            is_due = self._look_at(wait) <= scan_began or not wait.held_by <= by_id.keys()
+            may_be_whole = wait.series_id in fresh or (wait.is_short and fresh)
+            if not is_due and not is_told and not may_be_whole:
                 continue
             revision = get(self.database, revision_id)
             sender = sender_of(self.database, revision.series_id)
             policy = policy_of(settings, rules, sender)
             wait.longest_s = policy.max_wait_s
             answerer = sender.peer if sender.peer in asked else ""
+            situation = self._situation(revision, wait, by_id, policy, answerer)
+            wait.is_short = any(claim.missing for claim in situation.claims)
             decision = decide(
-                self._situation(revision, wait, by_id, policy, answerer),
+                situation,
                 max_wait_s=policy.max_wait_s,
                 association_hold_s=policy.association_hold_s,
-                last_hold_s=policy.last_hold_s,
             )
             # What was not due can only be complete by a list or by the operator's word: both need no quiet.
             if isinstance(decision, Decision) and (is_due or decision.rule in AT_ONCE):
                 ripe.append(Ripe(revision, decision, policy))
             elif isinstance(decision, Wait) and is_due:
-                wait.look_at = self.monotonic() + decision.seconds
+                wait.look_at, wait.held_by = self.monotonic() + decision.seconds, decision.held_by
                 if decision.reason != revision.awaits:
                     revisions.await_next(self.database, revision_id, decision.reason, policy.rule)
         return ripe
@@ -203,11 +203,13 @@ class WaitingRoom:
     ) -> Situation:
         now = self.monotonic()
         known = evidence.of_series(self.database, revision.series_id) if self._version else ()
+        waited_s = now - wait.renewed
         feeders, broken, idle = [], 0, 0
         doors: set[str] = set()
-        for association_id, how, door in self.database.execute(
-            "SELECT fed.association_id, a.how, a.door FROM association_series AS fed"
-            " JOIN associations AS a ON a.id = fed.association_id WHERE fed.series_id = ?",
+        for association_id, how, door, name, calling_ae, called_ae, brought_at in self.database.execute(
+            "SELECT fed.association_id, a.how, a.door, a.name, a.calling_ae, a.called_ae, fed.last_arrival"
+            " FROM association_series AS fed JOIN associations AS a ON a.id = fed.association_id"
+            " WHERE fed.series_id = ?",
             (revision.series_id,),
         ).fetchall():
             broken += how in associations.BROKEN
@@ -215,7 +217,9 @@ class WaitingRoom:
             doors.add(door)
             association = opened.get(association_id)
             if association is not None:
-                feeders.append(self.listener.feeder(association, revision.series_id))
+                who = f"{calling_ae} to {called_ae}" if calling_ae else f"door {door}"
+                words = f"{who} (association {name})"
+                feeders.append(Feeder(association_id, words, unfed_s(association, brought_at, waited_s)))
         is_mended = bool(broken) and associations.is_mended(self.database, revision.series_id)
         silent_s = now - wait.last_arrival
         content = counts.of_series(self.database, revision.series_id)
@@ -223,7 +227,7 @@ class WaitingRoom:
         return Situation(
             is_all_there=doors == {IMPORT},
             silent_s=silent_s,
-            waited_s=now - wait.renewed,
+            waited_s=waited_s,
             quiet_s=revision.quiet_s,
             feeders=tuple(feeders),
             aborted=0 if is_mended else broken,
@@ -249,3 +253,23 @@ class WaitingRoom:
                 *([f"{idle} association(s) that fed it were ended by the node for their silence"] if idle else ()),
             ),
         )
+
+
+def unfed_s(association: Open, brought_at: float, silent_s: float) -> float:
+    """Return the seconds of silence after which an open association may have gone on with a series or study.
+
+    One in the middle of a C-STORE began it after its last arrival of whatever series. That of one which had sent others
+    for long by then is most likely of another again; else it may be of this one, and end its silence.
+
+    Parameters
+    ----------
+    association
+        As the scan of the journal found it.
+    brought_at
+        When it last brought something for the series or study, on the clock of the journal.
+    silent_s
+        Since when nothing new came for it.
+    """
+    if not association.is_storing:
+        return silent_s
+    return min(silent_s, max(0.0, association.last_arrival - brought_at))

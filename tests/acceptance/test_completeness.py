@@ -138,6 +138,18 @@ def pauses_over_the_quiet_time_in_an_open_association(sender: Sender, _place: Pa
     return [(1, "LIKELY", QUIET, 6)]
 
 
+def another_series_in_between_over_one_association(sender: Sender, _place: Path) -> list[Row]:
+    other = f"{sender.series}.7"
+    with sender.association() as peer:
+        sender.store(peer, [1, 2])
+        for k in range(1, 9):
+            sender.store(peer, [k], sop=f"{other}.{k}", series=other)
+            time.sleep(PAUSE_S / 7)
+        sender.store(peer, [3, 4])
+    sender.wait()
+    return [(1, "LIKELY", QUIET, 4)]
+
+
 def mpps_around_the_slices(sender: Sender, _place: Path) -> list[Row]:
     sender.begin_step()
     with sender.association() as peer:
@@ -249,6 +261,7 @@ SCENARIOS: tuple[Callable[[Sender, Path], list[Row]], ...] = (
     slices_over_one_association_by_dcmtk,
     one_association_a_slice,
     pauses_over_the_quiet_time_in_an_open_association,
+    another_series_in_between_over_one_association,
     mpps_around_the_slices,
     mpps_before_the_slices,
     mpps_names_more_than_comes,
@@ -264,7 +277,7 @@ SCENARIOS: tuple[Callable[[Sender, Path], list[Row]], ...] = (
 
 def test_real_senders_get_the_verdicts_of_the_table(tmp_path: Path) -> None:
     """Each sends in a thread of its own; in the middle of it all the keeper is killed."""
-    completion = {"quiet_s": QUIET_S, "max_wait_s": 8.0, "association_hold_s": 1.0}
+    completion = {"quiet_s": QUIET_S, "max_wait_s": 8.0}
     told: dict[str, object] = {}
     with Node(tmp_path / "node", completion=completion, peers=[PEER], routes=ROUTES) as node:
         senders = {scenario: Sender(node, number) for number, scenario in enumerate(SCENARIOS)}

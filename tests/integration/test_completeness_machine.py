@@ -56,6 +56,8 @@ class Machine(RuleBasedStateMachine):
         self.stack.callback(self.world.close)
         self.journals: dict[int, object] = {}
         self.begun: dict[int, tuple[object, Image]] = {}
+        # Which series somebody has brought some of over the association that is open.
+        self.brought: dict[int, set[str]] = {}
         self.acknowledged: set[tuple[str, str, bytes]] = set()
         self.last_s: dict[str, float] = {}
         self.steps: dict[str, tuple[str, set[str]]] = {}
@@ -102,6 +104,7 @@ class Machine(RuleBasedStateMachine):
             image = Image(f"{series}.{number}", series=series, position=2.5 * number, pixels=pixels)
             self.world.put(journal, image)
             self._acknowledge(image)
+            self.brought.setdefault(who, set()).add(series)
 
     @rule(series=SERIES, count=SLICES, is_listed=st.booleans(), is_claimed=st.booleans())
     def a_series_comes_and_is_quiet(self, series: str, count: int, is_listed: bool, is_claimed: bool) -> None:
@@ -152,6 +155,7 @@ class Machine(RuleBasedStateMachine):
             incoming, image = self.begun.pop(who)
             incoming.commit()
             self._acknowledge(image)
+            self.brought.setdefault(who, set()).add(image.series)
 
     @rule(who=WHO, how=st.sampled_from(["released", "released", "aborted", "lost"]))
     def an_association_ends(self, who: int, how: str) -> None:
@@ -159,6 +163,7 @@ class Machine(RuleBasedStateMachine):
             self.begun.pop(who)[0].discard()
         if who in self.journals:
             self.journals.pop(who).close(how)
+            self.brought.pop(who, None)
             self.world.stir()
 
     # ---------------------------------------------------------------------------------------------- signals
@@ -248,6 +253,9 @@ class Machine(RuleBasedStateMachine):
         """Its deadline passes between the beginning of the scan, which does not see the slice, and the verdict."""
         look_s = self.world.keeper.waiting.next_look_s()
         self.time_passes(max(0.0, min(look_s or 0.0, 200.0) - earlier_s))
+        if self.world.keeper.waiting.next_look_s() == 0.0:
+            # It hung past a deadline: quiet was proven before the scan begins, and what comes now is late.
+            return
         scan, is_slow = self.world.keeper.settler.scan, [True]
 
         def slow_scan() -> Scan:
@@ -357,6 +365,8 @@ class Machine(RuleBasedStateMachine):
             # What came for the series since then is another matter.
             silent_s = verdict.at_s - min(self.last_s[verdict.series], verdict.at_s)
             assert silent_s == 0 or silent_s >= QUIET_S - 0.01, f"a verdict after {silent_s:g} s of silence"
+        if verdict.rule == "quiet time":
+            assert not any(verdict.series in series for series in self.brought.values()), "an open association feeds it"
         assert (verdict.verdict == "COMPLETE") == (verdict.rule == PROOF)
         if verdict.verdict == "COMPLETE":
             named = [names for names in self.lists if any(name.startswith(f"{verdict.series}.") for name in names)]

@@ -26,7 +26,7 @@ from tests.archive_root import Image, Root, opened, put, stack
 pytestmark = pytest.mark.integration
 
 QUIET_S = 5.0
-SETTINGS = Completion(quiet_s=QUIET_S, max_wait_s=60.0, association_hold_s=20.0)
+SETTINGS = Completion(quiet_s=QUIET_S, max_wait_s=60.0)
 SERIES = ("1.2.3.1", "1.2.3.2")
 SLICES = st.integers(1, 4)
 

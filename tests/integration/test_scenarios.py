@@ -33,7 +33,8 @@ def test_scenario(scenario: Scenario, tmp_path: Path) -> None:
 
 def test_there_are_enough_and_none_is_told_twice() -> None:
     assert len({scenario.words for scenario in SCENARIOS}) == len(SCENARIOS) >= 40
-    assert len({(scenario.script, str(scenario.settings)) for scenario in SCENARIOS}) == len(SCENARIOS)
+    told = {(scenario.script, scenario.rules, str(scenario.settings)) for scenario in SCENARIOS}
+    assert len(told) == len(SCENARIOS)
 
 
 def test_a_line_that_nobody_understands_is_a_mistake(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -20,7 +22,7 @@ from ctnode.cli import cli
 from ctnode.config import Completion, CompletionRule, Config
 from ctnode.flow.keeper import Keeper
 from ctnode.flow.studies import StudyRoom
-from ctnode.flow.waiting import Ripe, WaitingRoom
+from ctnode.flow.waiting import Ripe, WaitingRoom, unfed_s
 from ctnode.words import Evidence, EvidenceKind, RevisionState, Verdict
 from tests.archive_root import Image, Root, opened, put, stack
 
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.integration
 
 QUIET_S = 5.0
 HOUR_S = 3600.0
+ROUTERS = CompletionRule(name="routers", called_ae="CTNODE", association_hold_s=60.0)
 
 
 class Clocks:
@@ -51,7 +54,7 @@ class Watch:
     def __init__(self, place: Path) -> None:
         self.root = Root(place, lambda _association, n: QUIET_S * 2 ** (n - 1))
         self.clocks = Clocks()
-        self.settings = Completion(quiet_s=QUIET_S, max_wait_s=900.0, association_hold_s=60.0)
+        self.settings = Completion(quiet_s=QUIET_S, max_wait_s=900.0)
         self.rules: tuple[CompletionRule, ...] = ()
         self.peers: set[str] = set()
         self.room = self.new_room()
@@ -76,7 +79,7 @@ class Watch:
         scan = self.root.settler.scan()
         touched = {placement.series_id for placement in scan.settled}
         new = {placement.series_id for placement in scan.settled if placement.is_new}
-        self.room.touch(touched, touched - new, fed=[(one.association_id, one.series_id) for one in scan.settled])
+        self.room.touch(touched, touched - new)
         self.studies.touch(new)
         if not scan.is_whole:
             return []
@@ -91,7 +94,7 @@ class Watch:
                     settles_study=False,
                 )
             self.room.leave(one.revision.id)
-        self.studies.settle(began, scan.open_associations, self.settings, self.room.listener.silent_s)
+        self.studies.settle(began, scan.open_associations, self.settings, self.rules)
         return ripe
 
     def go(self, seconds: float, *, step: float = 0.5) -> list[Ripe]:
@@ -102,6 +105,13 @@ class Watch:
             self.clocks.mono += min(step, end - self.clocks.mono)
             ripe += self.turn()
         return ripe
+
+
+@contextmanager
+def arrivals_at(watch: Watch) -> Iterator[None]:
+    """Let what arrives bear the time of the clock on the wall that the node sees."""
+    with mock.patch("ctnode.archive.spool.time", SimpleNamespace(time_ns=lambda: round(watch.clocks.wall() * 1e9))):
+        yield
 
 
 @pytest.fixture
@@ -148,76 +158,147 @@ def test_a_step_of_the_wall_clock_changes_nothing(watch: Watch, step_s: float, a
 
 
 @pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S])
+@pytest.mark.parametrize("rules", [(), (ROUTERS,)], ids=["without a rule", "with one"])
 def test_a_step_of_the_wall_clock_neither_frees_nor_chains_what_an_association_holds(
-    watch: Watch, step_s: float
+    watch: Watch, step_s: float, rules: tuple[CompletionRule, ...]
 ) -> None:
+    watch.rules, held_s = rules, 60.0 if rules else 900.0
     with watch.root.spool.open_association(opened()) as journal:
         put(journal, Image("1.2.3.1.1"))
-        put(journal, Image("1.2.3.2.1", series="1.2.3.2"))
         watch.turn()
         watch.go(2.0)
         watch.clocks.set_by += step_s
-        assert watch.go(56.0) == [], "an association that was silent for less than a minute holds its series"
-        (ripe,) = watch.go(4.0)
-        assert ripe.revision.series_id == 1, "a minute of silence frees what it has gone on from"
-        assert watch.go(835.0, step=5.0) == [], "what it sent last it holds for as long as it is open"
-        assert len(watch.go(5.0)) == 1
-
-
-def test_a_rule_says_how_long_the_silence_of_its_senders_means_something(watch: Watch) -> None:
-    watch.rules = (CompletionRule(name="leaves-them-open", called_ae="CTNODE", association_hold_s=20.0),)
-    with watch.root.spool.open_association(opened()) as journal:
-        put(journal, Image("1.2.3.1.1"))
-        watch.turn()
-        assert watch.go(19.0) == []
+        assert watch.go(held_s - 3.0) == []
         assert len(watch.go(2.0)) == 1
 
 
-def test_an_open_association_holds_until_it_ends(watch: Watch) -> None:
+def test_an_open_association_holds_until_it_ends_and_the_index_says_so(watch: Watch) -> None:
     journal = watch.root.spool.open_association(opened())
     put(journal, Image("1.2.3.1.1"))
     watch.turn()
     assert watch.go(20.0) == []
+    assert watch.root.one("SELECT awaits FROM revisions") == (
+        f"an association that is still open feeds it: SENDER to CTNODE (association {journal.directory.name})"
+    )
     journal.close("released")
-    assert len(watch.go(1.6)) == 1, "its end is noticed at once, not when the hold would have ended"
+    assert len(watch.turn()) == 1, "its end is noticed at once, not when the hold would have ended"
 
 
-def test_an_association_in_the_middle_of_a_store_holds_up_to_the_longest_wait(watch: Watch) -> None:
+def test_what_one_of_two_associations_still_holds_waits_for_that_one(watch: Watch) -> None:
+    first, second = (watch.root.spool.open_association(opened(title)) for title in ("FIRST", "SECOND"))
+    for number, journal in enumerate((first, second), 1):
+        put(journal, Image(f"1.2.3.1.{number}", number=str(number), position=float(number)))
+    watch.turn()
+    assert watch.go(20.0) == []
+    assert "FIRST to CTNODE" in str(watch.root.one("SELECT awaits FROM revisions"))
+    first.close("released")
+    assert watch.turn() == []
+    assert "FIRST" not in str(watch.root.one("SELECT awaits FROM revisions"))
+    second.close("released")
+    assert len(watch.turn()) == 1
+
+
+def test_what_an_association_holds_is_not_looked_at_until_one_of_them_ends(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that is busy all day holds hundreds of series."""
+    journal = watch.root.spool.open_association(opened())
+    put(journal, Image("1.2.3.1.1"))
+    watch.turn()
+    watch.go(QUIET_S + 1)
+    looks = []
+    monkeypatch.setattr("ctnode.flow.waiting.get", lambda *_: looks.append(_))
+    watch.go(600.0, step=1.0)
+    assert looks == []
+    monkeypatch.undo()
+    journal.close("released")
+    assert len(watch.turn()) == 1
+
+
+@pytest.mark.parametrize("series", ["1.2.3.1", "1.2.3.2"])
+def test_an_association_in_the_middle_of_a_store_holds_up_to_the_longest_wait(watch: Watch, series: str) -> None:
+    """Also with a rule, whatever it is storing: what it began within the hold may be of the series."""
+    watch.rules = (ROUTERS,)
     with watch.root.spool.open_association(opened()) as journal:
         put(journal, Image("1.2.3.1.1"))
+        if series != "1.2.3.1":
+            watch.go(50.0)
+            put(journal, Image(f"{series}.1", series=series))
         incoming = journal.receive(transfer_syntax="1.2.840.10008.1.2.1", sop_class="1.2", sop_instance="1.3")
         watch.turn()
-        assert watch.go(899.0, step=10.0) == []
-        (ripe,) = watch.go(2.0)
-        assert ripe.decision.verdict is Verdict.LIKELY
-        assert ripe.decision.rule == "longest wait"
+        assert watch.go(845.0, step=5.0) == []
+        ripe = watch.go(56.0)
+        assert {one.decision.verdict for one in ripe} == {Verdict.LIKELY}
+        assert {one.decision.rule for one in ripe} == {"longest wait"}
         incoming.discard()
 
 
-def test_an_association_that_went_on_to_other_series_holds_no_longer(watch: Watch) -> None:
-    """It has sent others for a whole quiet time; a pause before them and an hour of the wall clock are no sending."""
-    with watch.root.spool.open_association(opened()) as journal:
+def test_with_a_rule_it_is_free_a_minute_after_its_last_instance_however_busy_the_association_is(watch: Watch) -> None:
+    """A router is in the middle of a C-STORE at each look."""
+    watch.rules = (ROUTERS,)
+    with watch.root.spool.open_association(opened()) as journal, arrivals_at(watch):
         put(journal, Image("1.2.3.1.1"))
-        watch.turn()
-        assert watch.go(100.0) == []
-        watch.clocks.set_by += HOUR_S
-        for number in range(7):
+        for number in range(61):
             put(journal, Image(f"1.2.3.2.{number}", series="1.2.3.2"))
+            incoming = journal.receive(transfer_syntax="1.2.840.10008.1.2.1", sop_class="1.2", sop_instance="1.3")
             ripe = watch.go(1.0)
-            assert [one.revision.series_id for one in ripe] == ([1] if number == 5 else []), number
+            incoming.discard()
+            assert [one.revision.series_id for one in ripe] == ([1] if number == 60 else []), number
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_who_began_another_series_and_came_back_is_in_the_middle_of_both(watch: Watch, is_restarted: bool) -> None:
+@pytest.mark.parametrize("rules", [(), (ROUTERS,)], ids=["without a rule", "with one"])
+def test_who_sends_another_series_for_long_and_comes_back_is_in_the_middle_of_both(
+    watch: Watch, rules: tuple[CompletionRule, ...], *, is_restarted: bool
+) -> None:
+    watch.rules = rules
     with watch.root.spool.open_association(opened()) as journal:
-        for name, number in (("3", 1), ("1", 1), ("2", 1), ("1", 2), ("2", 2)):
-            put(journal, Image(f"1.2.3.{name}.{number}", series=f"1.2.3.{name}"))
-            watch.clocks.mono += 0.1
-            watch.turn()
-        if is_restarted:
-            watch.restart()
-        (ripe,) = watch.go(100.0)
-        assert watch.root.one("SELECT uid FROM series WHERE id = ?", ripe.revision.series_id) == "1.2.3.3"
+        put(journal, Image("1.2.3.1.1"))
+        for number in range(50):
+            put(journal, Image(f"1.2.3.2.{number}", series="1.2.3.2"))
+            assert watch.go(1.0) == []
+            if is_restarted and number == 25:
+                watch.restart()
+        put(journal, Image("1.2.3.1.2", number="2", position=2.5))
+        watch.turn()
+        journal.close("released")
+        assert {one.revision.n for one in watch.go(QUIET_S + 1)} == {1}
+        assert watch.root.rows("SELECT json_array_length(instances) FROM revisions ORDER BY series_id") == [
+            (2,),
+            (50,),
+        ]
+
+
+def test_a_restart_does_not_begin_the_hold_anew(watch: Watch) -> None:
+    watch.rules = (ROUTERS,)
+    with watch.root.spool.open_association(opened()) as journal:
+        put(journal, Image("1.2.3.1.1"))
+        watch.turn()
+        listed(watch, "1.2.3.1", 1)
+        put(journal, Image("1.2.3.2.1", series="1.2.3.2"))
+        watch.go(50.0)
+        watch.restart()
+        assert watch.go(9.0) == []
+        assert study(watch) == "OPEN"
+        assert len(watch.go(3.0)) == 1
+        assert study(watch) == "COMPLETE"
+
+
+@pytest.mark.parametrize(
+    ("is_storing", "others_until", "unfed"),
+    [
+        (False, 0.0, 100.0),
+        (False, 99.0, 100.0),
+        (True, 0.0, 0.0),
+        (True, 30.0, 30.0),
+        (True, 99.0, 99.0),
+        (True, 3700.0, 100.0),
+        (True, -3500.0, 0.0),
+    ],
+)
+def test_what_ends_the_silence_of_a_series(others_until: float, unfed: float, *, is_storing: bool) -> None:
+    """The times are of the clock on the wall, which somebody may have set."""
+    assert unfed_s(Open(1, 5000.0 + others_until, is_storing), 5000.0, 100.0) == unfed
 
 
 def test_an_association_that_the_node_ended_for_its_silence_makes_nothing_suspect(watch: Watch) -> None:
@@ -489,15 +570,42 @@ def test_neither_a_step_of_the_clock_nor_a_restart_completes_a_study_or_starves_
     assert study(watch) == "COMPLETE"
 
 
-def test_an_association_that_fed_a_study_holds_it_while_it_goes_on(watch: Watch) -> None:
+def test_an_association_that_fed_a_study_holds_it_for_as_long_as_it_is_open(watch: Watch) -> None:
+    journal = watch.root.spool.open_association(opened())
+    for image in stack(3):
+        put(journal, image)
+    listed(watch, "1.2.3.1", 3)
+    assert len(watch.go(800.0, step=10.0)) == 1
+    assert study(watch) == "OPEN"
+    journal.close("released")
+    watch.go(1.0)
+    assert study(watch) == "COMPLETE"
+
+
+def test_it_holds_the_study_no_longer_than_the_longest_wait(watch: Watch) -> None:
     with watch.root.spool.open_association(opened()) as journal:
-        for image in stack(3):
-            put(journal, image)
-        listed(watch, "1.2.3.1", 3)
-        watch.go(50.0)
+        put(journal, Image("1.2.3.1.1"))
+        listed(watch, "1.2.3.1", 1)
+        watch.turn()
+        watch.go(899.0, step=10.0)
         assert study(watch) == "OPEN"
-        watch.go(15.0)
-        assert study(watch) == "COMPLETE", "it was silent for a minute"
+        watch.go(3.0)
+        assert study(watch) == "COMPLETE"
+
+
+def test_a_rule_says_when_an_open_association_holds_a_study_no_longer(watch: Watch) -> None:
+    """Another study that it sends meanwhile is no reason to wait, nor is that it stores one more image of that."""
+    watch.rules = (ROUTERS,)
+    with watch.root.spool.open_association(opened()) as journal, arrivals_at(watch):
+        put(journal, Image("1.2.3.1.1"))
+        listed(watch, "1.2.3.1", 1)
+        for number in range(61):
+            put(journal, Image(f"1.2.4.1.{number}", study="1.2.4", series="1.2.4.1"))
+            incoming = journal.receive(transfer_syntax="1.2.840.10008.1.2.1", sop_class="1.2", sop_instance="1.3")
+            watch.go(1.0)
+            incoming.discard()
+            states = watch.root.rows("SELECT state FROM studies ORDER BY id")
+            assert states == [("OPEN" if number < 60 else "COMPLETE",), ("OPEN",)], number
 
 
 def test_a_step_in_progress_holds_its_study_up_to_the_longest_wait(watch: Watch) -> None:
@@ -747,12 +855,3 @@ def test_taking_over_does_not_shorten_what_waits_already(watch: Watch) -> None:
     watch.room.restore()
     assert watch.go(4.5) == []
     assert len(watch.go(1.0)) == 1
-
-
-def test_silence_of_an_association_seen_first_is_read_from_the_wall_clock(watch: Watch) -> None:
-    watch.rules = (CompletionRule(name="leaves-them-open", association_hold_s=60.0),)
-    watch.root.push(stack(2))
-    watch.turn()
-    watch.clocks.mono += QUIET_S + 1
-    long_ago = Open(1, watch.clocks.wall() - 100.0, is_storing=False)
-    assert len(watch.room.ripe(watch.clocks.mono, (long_ago,), watch.settings, watch.rules)) == 1

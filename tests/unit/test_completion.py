@@ -18,7 +18,6 @@ from ctnode.flow.completion import (
     decide,
     describe_gap,
     describe_number_gaps,
-    holds,
     quiet_seconds,
 )
 from ctnode.words import Acquisition, Verdict
@@ -41,11 +40,10 @@ def decided(**changes: object) -> Wait | Decision:
     return decide(situation(**changes), max_wait_s=MAX_WAIT_S, association_hold_s=HOLD_S)
 
 
-FRESH = Feeder(silent_s=12.0, is_storing=False, elsewhere_s=0.0)
-STORING = Feeder(silent_s=500.0, is_storing=True, elsewhere_s=0.0)
-ASLEEP = Feeder(silent_s=60.0, is_storing=False, elsewhere_s=0.0)
-LEFT = Feeder(silent_s=60.0, is_storing=False, elsewhere_s=2.0, has_gone_on=True)
-LEAVING = Feeder(silent_s=59.0, is_storing=False, elsewhere_s=2.0, has_gone_on=True)
+OPEN = Feeder(1, "CT1 to CTNODE (association 1-a)", silent_s=30.0)
+STORING = Feeder(2, "CT2 to CTNODE (association 2-b)", silent_s=0.0)
+ALMOST = Feeder(3, "door import (association 3-c)", silent_s=59.9)
+OVER = Feeder(4, "ROUTER to CTNODE (association 4-d)", silent_s=60.0)
 WHOLE = Claim("mpps completed from CT1 with 20 instances", 0, covers=True)
 SHORT = Claim("commitment request from CT1 with 22 instances", 2, covers=True)
 PARTIAL = Claim("mpps discontinued from CT1 with 5 instances", 0, covers=False)
@@ -56,7 +54,6 @@ SHORT_SCAN = Acquisition(3, 24, 20, 20)
 SHARED_SCAN = Acquisition(3, 40, 20, 40)
 PART_MISSING = Claim("a concatenation of 4 parts", 1, covers=False)
 PARTS_THERE = Claim("a concatenation of 4 parts", 0, covers=False)
-GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +91,12 @@ GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
         ("quiet, but a sender broke off", {"aborted": 1}, Verdict.SUSPECT),
         ("a little less than quiet", {"silent_s": 9.99}, None),
         ("just arrived", {"silent_s": 0.0}, None),
-        ("quiet, but its association was heard of 12 s ago", {"feeders": (FRESH,)}, None),
-        ("quiet, but its association is in a C-STORE for minutes", {"feeders": (STORING,)}, None),
-        ("quiet, its association sleeps for a minute", {"feeders": (ASLEEP,)}, None),
-        ("its association sleeps for the longest wait", {"feeders": (ASLEEP,), "waited_s": 900.0}, Verdict.LIKELY),
-        ("quiet, its association began another and sleeps for a minute", {"feeders": (LEFT,)}, Verdict.LIKELY),
-        ("quiet, its association began another and sleeps for less", {"feeders": (LEAVING,)}, None),
-        ("quiet, its association sends other series since", {"feeders": (GONE_ON,)}, Verdict.LIKELY),
-        ("quiet, one of two associations still holds", {"feeders": (LEFT, FRESH)}, None),
+        ("quiet, but its association is open", {"feeders": (OPEN,)}, None),
+        ("quiet, but its association is in a C-STORE for minutes", {"feeders": (STORING,), "waited_s": 500.0}, None),
+        ("quiet, its association is open for nearly the hold", {"feeders": (ALMOST,), "waited_s": 59.9}, None),
+        ("quiet, its association is open for the hold", {"feeders": (OVER,), "waited_s": 60.0}, Verdict.LIKELY),
+        ("its association is open for the longest wait", {"feeders": (OPEN,), "waited_s": 900.0}, Verdict.LIKELY),
+        ("quiet, one of two associations still holds", {"feeders": (OVER, STORING), "waited_s": 60.0}, None),
         ("never quiet, but the longest wait is over", {"silent_s": 0.0, "waited_s": 900.0}, Verdict.LIKELY),
         ("held, but the longest wait is over", {"feeders": (STORING,), "waited_s": 900.0}, Verdict.LIKELY),
         (
@@ -111,7 +106,7 @@ GONE_ON = Feeder(silent_s=0.1, is_storing=True, elsewhere_s=10.0)
         ),
         ("the longest wait, a list is not whole", {"waited_s": 900.0, "claims": (SHORT,)}, Verdict.SUSPECT),
         ("a whole list, just arrived", {"silent_s": 0.0, "claims": (WHOLE,)}, Verdict.COMPLETE),
-        ("a whole list, its association still open", {"feeders": (FRESH,), "claims": (WHOLE,)}, Verdict.COMPLETE),
+        ("a whole list, its association still open", {"feeders": (OPEN,), "claims": (WHOLE,)}, Verdict.COMPLETE),
         ("a whole list, a step in progress", {"in_progress": "CT1", "claims": (WHOLE,)}, Verdict.COMPLETE),
         ("a whole list, another not whole, quiet", {"claims": (WHOLE, SHORT)}, None),
         ("a list that is not whole, quiet", {"claims": (SHORT,)}, None),
@@ -164,7 +159,7 @@ def test_without_a_list_of_the_sender_nothing_is_proven() -> None:
     waited_s=st.floats(0, 2000),
     quiet_s=st.floats(0.1, 2000),
     feeders=st.lists(
-        st.builds(Feeder, silent_s=st.floats(0, 1e5), is_storing=st.booleans(), elsewhere_s=st.floats(-1e5, 1e5)),
+        st.builds(Feeder, st.integers(1, 9), st.just("CT1 to CTNODE"), st.floats(0, 1e5)),
         max_size=3,
     ),
 )
@@ -179,24 +174,44 @@ def test_it_never_waits_beyond_the_longest_wait(
         assert waited_s >= MAX_WAIT_S or silent_s >= quiet_s
 
 
-@pytest.mark.parametrize(
-    ("feeder", "is_held"),
-    [
-        (Feeder(0.0, is_storing=False, elsewhere_s=0.0), True),
-        (Feeder(299.9, is_storing=False, elsewhere_s=0.0), True),
-        (Feeder(300.0, is_storing=False, elsewhere_s=0.0), False),
-        (Feeder(59.9, is_storing=False, elsewhere_s=0.0, has_gone_on=True), True),
-        (Feeder(60.0, is_storing=False, elsewhere_s=0.0, has_gone_on=True), False),
-        (Feeder(1e9, is_storing=True, elsewhere_s=0.0), True),
-        (Feeder(1e9, is_storing=True, elsewhere_s=0.0, has_gone_on=True), True),
-        (Feeder(0.0, is_storing=False, elsewhere_s=9.9), True),
-        (Feeder(0.0, is_storing=False, elsewhere_s=10.0), False),
-        (Feeder(0.0, is_storing=True, elsewhere_s=10.0), False),
-        (Feeder(0.0, is_storing=True, elsewhere_s=-5.0), True),
-    ],
+@given(
+    silent_s=st.floats(QUIET_S, MAX_WAIT_S, exclude_max=True),
+    max_wait_s=st.floats(QUIET_S, 30 * 86400),
+    share=st.floats(0, 1, exclude_max=True),
 )
-def test_what_holds_a_series(feeder: Feeder, is_held: bool) -> None:
-    assert holds(feeder, QUIET_S, HOLD_S, 300.0) is is_held
+def test_by_default_an_open_association_holds_until_the_longest_wait(
+    silent_s: float, max_wait_s: float, share: float
+) -> None:
+    """Whatever longest wait the configuration allows."""
+    completion = Completion(max_wait_s=max_wait_s)
+    waited_s = max_wait_s * share
+    feeder = Feeder(1, "CT1 to CTNODE", waited_s)
+    held = situation(silent_s=max(silent_s, waited_s), waited_s=waited_s, feeders=(feeder,))
+    answer = decide(held, max_wait_s=max_wait_s, association_hold_s=completion.association_hold_s)
+    assert isinstance(answer, Wait)
+    assert answer.held_by == {1}
+    assert answer.seconds == pytest.approx(max_wait_s - waited_s)
+
+
+def test_what_is_held_says_by_whom_and_is_looked_at_when_the_hold_ends() -> None:
+    answer = decided(feeders=(OPEN, OVER, ALMOST))
+    assert isinstance(answer, Wait)
+    assert answer.reason == f"an association that is still open feeds it: {OPEN.words}, {ALMOST.words}"
+    assert answer.held_by == {1, 3}
+    assert answer.seconds == HOLD_S - 30.0
+
+
+def test_the_end_of_a_c_store_that_holds_beyond_the_hold_is_looked_for_each_second() -> None:
+    answer = decided(feeders=(STORING,), waited_s=500.0)
+    assert isinstance(answer, Wait)
+    assert answer.seconds == 1.0
+
+
+def test_what_waits_for_something_else_waits_for_the_end_of_no_association() -> None:
+    for changes in ({"silent_s": 0.0}, {"claims": (SHORT,)}, {"numbers": HOLED}, {"in_progress": "CT1"}):
+        answer = decided(feeders=(OVER,), waited_s=100.0, **changes)
+        assert isinstance(answer, Wait)
+        assert answer.held_by == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ RULES = (
             Sender("CTNODE", "a", "CT"),
             Policy("a", 3600.0, 60.0, "process", quiet_s=30.0, count_images=False),
         ),
-        ("the called AE", Sender("FAST", "b", "CT"), Policy("fast", 900.0, 5.0, "process", 5.0, 2.0)),
+        ("the called AE", Sender("FAST", "b", "CT"), Policy("fast", 900.0, 5.0, "process", 2.0)),
         (
             "two that fit",
             Sender("FAST", "a", "CT"),
