@@ -255,10 +255,12 @@ class Watched:
         return call
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside others"])
 @pytest.mark.parametrize("pixel_bytes", [4, 2 * PIECE_BYTES])
 def test_success_comes_after_fsync_rename_and_fsync_of_the_directory_where_the_name_is_new(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch, pixel_bytes: int
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, pixel_bytes: int, others: bool
 ) -> None:
+    spool.hashing.is_alone = not others
     watched = Watched()
     with monkeypatch.context() as patch:
         watched.install(patch)
@@ -295,10 +297,12 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.parametrize("pixel_bytes", [4, 2 * PIECE_BYTES], ids=["small", "large"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_fault_at_any_call_is_a700_and_leaves_nothing_behind(tmp_path: Path, code: int) -> None:
+def test_a_fault_at_any_call_is_a700_and_leaves_nothing_behind(tmp_path: Path, code: int, pixel_bytes: int) -> None:
     """Walk through every call of a whole association and let that one fail."""
     before = descriptors()
+    image = Image("1.2.3.1.7", pixels=bytes(pixel_bytes))
     for fail_at in range(100):
         place = tmp_path / str(fail_at)
         place.mkdir()
@@ -308,8 +312,10 @@ def test_a_fault_at_any_call_is_a700_and_leaves_nothing_behind(tmp_path: Path, c
             watched.install(patch)
             fault = None
             try:
-                with Spool(place).open_association(opened()) as journal:
-                    kept = put(journal, Image("1.2.3.1.7"))
+                spool = Spool(place)
+                spool.hashing.is_alone = False
+                with spool.open_association(opened()) as journal:
+                    kept = put(journal, image)
                     journal.notice("echo", {})
             except StorageError as error:
                 fault = error
