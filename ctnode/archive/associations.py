@@ -69,6 +69,8 @@ def last_arrival(database: Database, association_id: int, opened_at: float) -> f
 
 # How an association ends that may have had more to bring.
 BROKEN: Final = ("aborted", "lost")
+# How the node ends those that are open when it stops: their senders come back to where they were.
+DRAINED: Final = "drained"
 
 
 def is_mended(database: Database, series_id: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -348,10 +348,27 @@ def tell_complete(database: Database, series_id: int) -> Revision:
         return revision
 
 
-def await_next(database: Database, revision_id: int, awaits: str, policy: str = "") -> None:
-    """Write down what a revision waits for, and under which rule of the configuration."""
+def restart_quiet(database: Database, association_id: int) -> tuple[int, ...]:
+    """Begin the quiet time of what waits of an association anew, and return those series."""
     with database.immediate():
-        database.execute("UPDATE revisions SET awaits = ?, policy = ? WHERE id = ?", (awaits, policy, revision_id))
+        return tuple(
+            row[0]
+            for row in database.execute(
+                f"UPDATE revisions SET deadline = max(deadline, ? + quiet_s) WHERE {_WAITING} AND state = 'RECEIVING'"
+                " AND series_id IN (SELECT series_id FROM association_series WHERE association_id = ?)"
+                " RETURNING series_id",
+                (time.time(), association_id),
+            ).fetchall()
+        )
+
+
+def await_next(database: Database, awaits: Iterable[tuple[int, str, str]]) -> None:
+    """Write down what revisions wait for, and under which rule of the configuration, all in one transaction."""
+    with database.immediate():
+        database.connection.executemany(
+            "UPDATE revisions SET awaits = ?2, policy = ?3 WHERE id = ?1",
+            list(awaits),
+        )
 
 
 def _is_busy(database: Database, series_id: int) -> bool:

@@ -80,11 +80,14 @@ class Rooms:
 
 
 def is_begun(directory: Path, name: str) -> bool:
-    """Return whether an instance is being received into this ``.part``; one that waits for an instance is empty."""
+    """Return whether an instance is being received into this ``.part``; one that waits for an instance is empty.
+
+    One that has gone since the folder was listed has just become an instance, which that list does not name.
+    """
     try:
         return os.stat(directory / name).st_size > 0
     except FileNotFoundError:
-        return False
+        return True
 
 
 def recover(directory: Path, parts: list[str]) -> tuple[list[str], list[str]]:

@@ -64,7 +64,8 @@ def _lines(chapter: Chapter, hold: str, study: StudyState) -> Iterator[str]:
         why = f"{chapter.verdict}: {'; '.join(chapter.evidence)}"
         yield f"{iso(chapter.verdict_at)}  complete with {chapter.instances} instances, {why}"
     elif chapter.state is RevisionState.RECEIVING:
-        yield f"not complete yet: last instance {iso(chapter.last_arrival_at)}, waits until {iso(chapter.deadline)}"
+        last_at, quiet_at = iso(chapter.last_arrival_at), iso(chapter.deadline)
+        yield f"not complete yet: last instance {last_at}, quiet time until {quiet_at}"
     if chapter.rule:
         yield f"by the rule: {chapter.rule}; it would have been changed by {chapter.otherwise}"
     if chapter.policy:

@@ -21,6 +21,7 @@ from ctnode.words import Acquisition, Verdict
 GAP_RATIO: Final = 1.5
 HELD_LOOK_S: Final = 1.0
 NAMED_HOLES: Final = 5
+NAMED_FEEDERS: Final = 3
 PROOF: Final = "a list of the sender is held whole"
 OPERATOR: Final = "the operator's word"
 # These need no quiet time.
@@ -167,7 +168,8 @@ def decide(situation: Situation, *, max_wait_s: float, association_hold_s: float
     if holding := [feeder for feeder in situation.feeders if feeder.silent_s < association_hold_s]:
         # What is in the middle of a C-STORE holds beyond that time; the end of the C-STORE rings no bell.
         hold_s = max(association_hold_s - situation.waited_s, HELD_LOOK_S)
-        which = ", ".join(feeder.words for feeder in holding)
+        more = f" and {len(holding) - NAMED_FEEDERS} more" if len(holding) > NAMED_FEEDERS else ""
+        which = ", ".join(feeder.words for feeder in holding[:NAMED_FEEDERS]) + more
         held_by = frozenset(feeder.association_id for feeder in holding)
         return Wait(min(hold_s, left_s), f"an association that is still open feeds it: {which}", held_by)
     if missing:

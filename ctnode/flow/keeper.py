@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from ctnode.archive import catalog, revisions, steps
+from ctnode.archive import associations, catalog, revisions, steps
 from ctnode.archive.database import Database, copy_to
 from ctnode.archive.doorbell import GATHER_S, open_doorbell
 from ctnode.archive.index import Arrival, Index
@@ -73,7 +73,7 @@ class Keeper:
         self.role = role
         self.reload = reload
         self.index = Index(database, layout, self._quiet_s)
-        self.settler = Settler(self.index, on_ended=self._audit)
+        self.settler = Settler(self.index, on_ended=self._note_ended)
         self.waiting = WaitingRoom(database)
         self.studies = StudyRoom(database)
         self.dispatcher = Dispatcher(database, layout)
@@ -97,9 +97,13 @@ class Keeper:
             peer = find_peer(association.calling_ae, host, self.config.peers, self._resolver)
         return quiet_seconds(self.config, peer, association.called_ae, revision, arrival.header.modality)
 
-    def _audit(self, ended: Sequence[Ended]) -> None:
+    def _note_ended(self, ended: Sequence[Ended]) -> None:
         if self.config.audit.enabled:
             audit.note(self.layout.root, *auditing.of_associations(self.database, ended))
+        for association, ending in ended:
+            if ending.how == associations.DRAINED:
+                # Its sender begins anew once the node is there again.
+                self.waiting.touch(cut := revisions.restart_quiet(self.database, association.id), cut)
 
     def run(self) -> None:
         """Loop until the role stops."""
@@ -146,8 +150,10 @@ class Keeper:
                 self._clock.made_good(step_s)
                 self._log.warning("the clock was set", seconds=round(step_s, 1))
             if self._has_missed:
-                # What was settled before a fault waits too, and what could not be started is looked at again.
+                # What was settled before a fault waits too, and what could not be started is looked at again; so is
+                # what a list or the operator's word had made complete, for nobody tells of those twice.
                 self.waiting.restore()
+                self.waiting.look_again()
                 self.studies.restore()
                 self._seen_version, self._has_missed = -1, False
             self.index.keeps_resent = self.config.retention.resent == "keep"
@@ -182,6 +188,8 @@ class Keeper:
                 asked = {peer.name for peer in self.config.peers if peer.active_check}
                 for ripe in self.waiting.ripe(began, scan.open_associations, *policy, asked):
                     self._complete(ripe)
+                    # The end of an association may complete a thousand series in one turn.
+                    self.role.report()
                 if self.studies.settle(began, scan.open_associations, *policy):
                     self.dispatcher.start_complete(self.config)
                 return scan

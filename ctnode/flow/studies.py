@@ -39,15 +39,16 @@ class StudyRoom:
         self._waits: dict[int, _Wait] = {}
 
     def restore(self) -> None:
-        """Take over the open studies of the index that are not known yet; no wait is longer than the quiet time."""
+        """Take over the open studies of the index; no wait exceeds the quiet time, and a known one gets no shorter."""
         now, wall = self.monotonic(), self.wall()
         for study_id, last_at, quiet_s in self.database.execute(
             "SELECT studies.id, studies.last_at, max(revisions.quiet_s) FROM studies"
             " JOIN series ON series.study_id = studies.id JOIN revisions ON revisions.series_id = series.id"
             " WHERE studies.state = 'OPEN' GROUP BY studies.id"
         ).fetchall():
-            if study_id not in self._waits:
-                silent_s = max(wall - last_at, 0.0)
+            silent_s = max(wall - last_at, 0.0)
+            known = self._waits.get(study_id)
+            if known is None or (silent_s < quiet_s and now - silent_s > known.last_arrival):
                 self._waits[study_id] = _Wait(now - silent_s, quiet_s, now + max(quiet_s - silent_s, 0.0))
 
     def forget(self) -> None:

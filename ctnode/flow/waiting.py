@@ -20,7 +20,7 @@ from ctnode.config import Completion, CompletionRule
 from ctnode.flow.claims import claims, discontinued, in_progress, notes, of_concatenations
 from ctnode.flow.completion import AT_ONCE, Decision, Feeder, Situation, Wait, decide
 from ctnode.flow.policy import Policy, policy_of, sender_of
-from ctnode.words import EvidenceKind
+from ctnode.words import Evidence, EvidenceKind
 
 Clock = Callable[[], float]
 
@@ -68,19 +68,21 @@ class WaitingRoom:
         self._max_wait_s = math.inf
 
     def restore(self) -> None:
-        """Take over the waits of the index that are not known yet, as after a restart or a turn that failed half-way.
+        """Take over the waits of the index, as after a restart or a turn that failed half-way.
 
-        What remains of a wait is never under zero nor over its full length.
+        What remains of a wait is never under zero nor over its full length; of one that is known it grows no shorter.
         """
         now, wall = self.monotonic(), self.wall()
         for revision in receiving(self.database):
-            if revision.id in self._waits:
-                continue
             remaining_s = min(max(revision.deadline - wall, 0.0), revision.quiet_s)
-            waited_s = max(wall - revision.renewed_at, 0.0)
-            self._waits[revision.id] = _Wait(
-                revision.series_id, now + remaining_s - revision.quiet_s, now - waited_s, now + remaining_s
-            )
+            last_arrival = now + remaining_s - revision.quiet_s
+            renewed = now - max(wall - revision.renewed_at, 0.0)
+            if (known := self._waits.get(revision.id)) is not None:
+                if remaining_s <= 0 or last_arrival <= known.last_arrival:
+                    continue
+                # It got something in the turn that failed, of which nobody was told.
+                renewed = max(renewed, known.renewed)
+            self._waits[revision.id] = _Wait(revision.series_id, last_arrival, renewed, now + remaining_s)
             if revision.deadline - wall > revision.quiet_s:
                 with self.database.immediate():
                     self.database.execute(
@@ -125,7 +127,7 @@ class WaitingRoom:
         return len(self._waits)
 
     def look_again(self) -> None:
-        """Look at all that waits in the next turn, as after a change of the configuration."""
+        """Look at all that waits in the next turn, as after a change of the configuration or a turn that failed."""
         now = self.monotonic()
         for wait in self._waits.values():
             wait.look_at, wait.longest_s = min(wait.look_at, now), None
@@ -154,6 +156,7 @@ class WaitingRoom:
             Names of the peers that are asked what they hold.
         """
         ripe = []
+        awaits: list[tuple[int, str, str]] = []
         own = [rule.max_wait_s for rule in rules if rule.max_wait_s is not None]
         self._max_wait_s = min(settings.max_wait_s, *own) if own else settings.max_wait_s
         by_id = {association.association_id: association for association in opened}
@@ -165,12 +168,16 @@ class WaitingRoom:
             may_be_whole = wait.series_id in fresh or (wait.is_short and fresh)
             if not is_due and not is_told and not may_be_whole:
                 continue
+            known = evidence.of_series(self.database, wait.series_id) if version else ()
+            if not is_due and not known:
+                # Nobody has said anything of it: without quiet it has no verdict.
+                continue
             revision = get(self.database, revision_id)
             sender = sender_of(self.database, revision.series_id)
             policy = policy_of(settings, rules, sender)
             wait.longest_s = policy.max_wait_s
             answerer = sender.peer if sender.peer in asked else ""
-            situation = self._situation(revision, wait, by_id, policy, answerer)
+            situation = self._situation(revision, wait, known, by_id, policy, answerer)
             wait.is_short = any(claim.missing for claim in situation.claims)
             decision = decide(
                 situation,
@@ -183,7 +190,9 @@ class WaitingRoom:
             elif isinstance(decision, Wait) and is_due:
                 wait.look_at, wait.held_by = self.monotonic() + decision.seconds, decision.held_by
                 if decision.reason != revision.awaits:
-                    revisions.await_next(self.database, revision_id, decision.reason, policy.rule)
+                    awaits.append((revision_id, decision.reason, policy.rule))
+        if awaits:
+            revisions.await_next(self.database, awaits)
         return ripe
 
     def leave(self, revision_id: int) -> None:
@@ -199,10 +208,15 @@ class WaitingRoom:
         self.restore()
 
     def _situation(
-        self, revision: Revision, wait: _Wait, opened: dict[int, Open], policy: Policy, answerer: str
+        self,
+        revision: Revision,
+        wait: _Wait,
+        known: Sequence[Evidence],
+        opened: dict[int, Open],
+        policy: Policy,
+        answerer: str,
     ) -> Situation:
         now = self.monotonic()
-        known = evidence.of_series(self.database, revision.series_id) if self._version else ()
         waited_s = now - wait.renewed
         feeders, broken, idle = [], 0, 0
         doors: set[str] = set()

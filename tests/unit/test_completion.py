@@ -193,6 +193,14 @@ def test_by_default_an_open_association_holds_until_the_longest_wait(
     assert answer.seconds == pytest.approx(max_wait_s - waited_s)
 
 
+def test_of_many_that_hold_a_series_few_are_named_and_all_are_waited_for() -> None:
+    many = tuple(Feeder(number, f"CT{number}", silent_s=30.0) for number in range(1, 401))
+    answer = decided(feeders=many)
+    assert isinstance(answer, Wait)
+    assert answer.reason.endswith("feeds it: CT1, CT2, CT3 and 397 more")
+    assert len(answer.held_by) == 400
+
+
 def test_what_is_held_says_by_whom_and_is_looked_at_when_the_hold_ends() -> None:
     answer = decided(feeders=(OPEN, OVER, ALMOST))
     assert isinstance(answer, Wait)
