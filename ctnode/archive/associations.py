@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -71,6 +72,22 @@ def last_arrival(database: Database, association_id: int, opened_at: float) -> f
 BROKEN: Final = ("aborted", "lost")
 # How the node ends those that are open when it stops: their senders come back to where they were.
 DRAINED: Final = "drained"
+
+
+def restart_quiet(database: Database, association_id: int) -> tuple[int, ...]:
+    """Begin the quiet time of all that waits and was fed by an association anew, and return those series."""
+    with database.immediate():
+        return tuple(
+            row[0]
+            for row in database.execute(
+                # Both conditions: the first is that of the index.
+                "UPDATE revisions SET deadline = max(deadline, ? + quiet_s)"
+                " WHERE state IN ('RECEIVING', 'COMPLETE') AND state = 'RECEIVING'"
+                " AND series_id IN (SELECT series_id FROM association_series WHERE association_id = ?)"
+                " RETURNING series_id",
+                (time.time(), association_id),
+            ).fetchall()
+        )
 
 
 def is_mended(database: Database, series_id: int) -> bool:

@@ -348,27 +348,10 @@ def tell_complete(database: Database, series_id: int) -> Revision:
         return revision
 
 
-def restart_quiet(database: Database, association_id: int) -> tuple[int, ...]:
-    """Begin the quiet time of what waits of an association anew, and return those series."""
-    with database.immediate():
-        return tuple(
-            row[0]
-            for row in database.execute(
-                f"UPDATE revisions SET deadline = max(deadline, ? + quiet_s) WHERE {_WAITING} AND state = 'RECEIVING'"
-                " AND series_id IN (SELECT series_id FROM association_series WHERE association_id = ?)"
-                " RETURNING series_id",
-                (time.time(), association_id),
-            ).fetchall()
-        )
-
-
 def await_next(database: Database, awaits: Iterable[tuple[int, str, str]]) -> None:
     """Write down what revisions wait for, and under which rule of the configuration, all in one transaction."""
     with database.immediate():
-        database.connection.executemany(
-            "UPDATE revisions SET awaits = ?2, policy = ?3 WHERE id = ?1",
-            list(awaits),
-        )
+        database.connection.executemany("UPDATE revisions SET awaits = ?2, policy = ?3 WHERE id = ?1", list(awaits))
 
 
 def _is_busy(database: Database, series_id: int) -> bool:

@@ -103,7 +103,8 @@ class Keeper:
         for association, ending in ended:
             if ending.how == associations.DRAINED:
                 # Its sender begins anew once the node is there again.
-                self.waiting.touch(cut := revisions.restart_quiet(self.database, association.id), cut)
+                cut_off = associations.restart_quiet(self.database, association.id)
+                self.waiting.touch(cut_off, cut_off)
 
     def run(self) -> None:
         """Loop until the role stops."""
