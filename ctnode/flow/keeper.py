@@ -19,9 +19,9 @@ from ctnode.archive.index import Arrival, Index
 from ctnode.archive.layout import Layout
 from ctnode.archive.settle import Ended, Scan, Settler
 from ctnode.archive.suspect import mark, marked
-from ctnode.config import Config
+from ctnode.config import Completion, CompletionRule, Config
 from ctnode.flow import auditing, forgetting
-from ctnode.flow.completion import quiet_seconds
+from ctnode.flow.completion import AT_ONCE, quiet_seconds
 from ctnode.flow.dispatch import Dispatcher
 from ctnode.flow.inbox import Inbox
 from ctnode.flow.policy import Policy
@@ -36,6 +36,8 @@ from ctnode.words import Verdict
 
 IDLE_SCAN_S: Final = 1.0
 RETRY_S: Final = 1.0
+# The end of one association may complete a thousand series, and nobody else may wait for them.
+MOST_S: Final = 0.5
 NETWORK: Final = "network"
 # What came by a C-GET has the sender of what came before.
 RETRIEVED: Final = "get"
@@ -184,16 +186,24 @@ class Keeper:
             scan = self.settler.scan()
             self._touch(scan)
             self.role.report(waiting=len(self.waiting), open_associations=len(scan.open_associations))
-            if scan.is_whole:
-                policy = (self.config.completion, self.config.completion_rules)
-                asked = {peer.name for peer in self.config.peers if peer.active_check}
-                for ripe in self.waiting.ripe(began, scan.open_associations, *policy, asked):
-                    self._complete(ripe)
-                    # The end of an association may complete a thousand series in one turn.
-                    self.role.report()
+            policy = (self.config.completion, self.config.completion_rules)
+            if scan.is_whole and self._complete_ripe(began, scan, *policy):
                 if self.studies.settle(began, scan.open_associations, *policy):
                     self.dispatcher.start_complete(self.config)
                 return scan
+
+    def _complete_ripe(self, began: float, scan: Scan, settings: Completion, rules: Sequence[CompletionRule]) -> bool:
+        """Complete what is; False if some of it is left, because the journal has to be looked at again meanwhile."""
+        asked = {peer.name for peer in self.config.peers if peer.active_check}
+        ripe = self.waiting.ripe(began, scan.open_associations, settings, rules, asked)
+        started = time.monotonic()
+        # What has a proof is found by this look alone; the rest is due at the next one, too.
+        for one in sorted(ripe, key=_has_no_proof):
+            if _has_no_proof(one) and time.monotonic() - started > MOST_S:
+                return self.role.stopping
+            self._complete(one)
+            self.role.report()
+        return True
 
     def _touch(self, scan: Scan) -> None:
         touched = {placement.series_id for placement in scan.settled}
@@ -295,6 +305,10 @@ def _is_fault_of_disk(error: OSError | sqlite3.Error) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.EIO
     return str(getattr(error, "sqlite_errorname", "")) in _SYNC_FAULTS
+
+
+def _has_no_proof(ripe: Ripe) -> bool:
+    return ripe.decision.rule not in AT_ONCE
 
 
 def _without_path(error: Exception) -> str:

@@ -9,9 +9,10 @@ from unittest import mock
 
 import pytest
 
-from ctnode.archive import associations, revisions
+from ctnode.archive import associations, catalog, revisions
 from ctnode.archive.rooms import is_begun
 from ctnode.config import CompletionRule
+from ctnode.flow.waiting import Ripe
 from tests.archive_root import SERIES, stack
 from tests.simulation import Clocks, World, on_clocks
 
@@ -120,6 +121,31 @@ def test_a_series_of_which_nobody_said_anything_is_not_looked_at_for_what_is_sai
             world.go(31)
         assert len(looked_at.mock_calls) == 1
         assert [one.series for one in world.verdicts] == [f"{SERIES}2"]
+
+
+def test_the_end_of_an_association_with_many_series_keeps_no_proof_waiting(world: World) -> None:
+    *many, other = (f"{SERIES}{number}" for number in range(5))
+    order: list[str] = []
+    with world.open() as open_journal, world.open() as journal:
+        for uid in many:
+            world.put(journal, *stack(3, series=uid))
+        world.put(open_journal, *stack(3, series=other))
+        world.stir()
+        world.go(30)
+        journal.close("released")
+        assert world.keeper is not None
+        complete = world.keeper._complete
+
+        def complete_slowly(ripe: Ripe) -> None:
+            order.append(catalog.by_id(world.others, ripe.revision.series_id).uid)
+            complete(ripe)
+            world.clocks.passed_s += 1.0
+            if len(order) == 1:
+                world.notify("1.2.77", other, [image.sop for image in stack(3, series=other)])
+
+        with mock.patch.object(world.keeper, "_complete", complete_slowly):
+            world.turn()
+    assert order == [many[0], other, *many[1:]]
 
 
 def test_a_sender_that_was_cut_off_in_a_pause_by_a_restart_has_the_quiet_time_to_begin_anew(world: World) -> None:
