@@ -159,6 +159,7 @@ def read_meta(data: elements.Buffer) -> Meta | None:
     position = PREAMBLE_BYTES + 4
     found: dict[int, bytes] = {}
     end = len(data)
+    limit = min(end, _META_LIMIT_BYTES)
     while position + 8 <= end:
         group, element, vr, length = _META_ELEMENT(data, position)
         if group != 0x0002:
@@ -169,7 +170,7 @@ def read_meta(data: elements.Buffer) -> Meta | None:
                 raise BadInstance("the file meta information is cut off")
             (length,) = _LENGTH32(data, position)
             position += 4
-        if position + length > min(end, _META_LIMIT_BYTES):
+        if position + length > limit:
             raise BadInstance("the file meta information is cut off or too long")
         found[element] = bytes(data[position : position + length])
         position += length

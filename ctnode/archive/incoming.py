@@ -35,10 +35,16 @@ _PAGE_BYTES: Final = 1 << 12
 class Kept:
     """A durable instance of the journal."""
 
-    path: Path
+    directory: Path
+    name: str
     uids: Uids
     digest: str
     size_bytes: int
+
+    @property
+    def path(self) -> Path:
+        """Return where the instance lies until the keeper settles it."""
+        return self.directory / self.name
 
 
 class Incoming:
@@ -162,7 +168,7 @@ class Incoming:
             self._make_name_durable()
         crash_point("spool.before-acknowledgement")
         self._journal.kept += 1
-        return Kept(self._journal.directory / self._name, uids, digest.hex(), self.size_bytes)
+        return Kept(self._journal.directory, self._name, uids, digest.hex(), self.size_bytes)
 
     def discard(self) -> None:
         """Remove what was written so far."""
@@ -198,13 +204,14 @@ class Incoming:
 
     def _write_through(self, fragment: memoryview) -> None:
         """Write a large fragment from where it was received: nothing of the data set waits in the buffer."""
-        self._look_for_uids(fragment)
-        self._write_piece()
+        if self._filled:
+            self._look_for_uids(fragment)
+            self._write_piece()
+            self._next_piece()
         self._write_out(fragment)
         if self._written - self._begun_to >= PIECE_BYTES:
             self._start_writing_out()
         self._hash.update(fragment)
-        self._next_piece()
 
     def _write_piece(self) -> None:
         self._write_out(self._buffer[: self._filled])

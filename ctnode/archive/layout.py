@@ -115,7 +115,7 @@ class Layout:
 
     def store_path(self, study: str, series: str, split: int, sop_instance: str, *, suffix: str = "") -> Path:
         """Return where an instance lies, relative to ``store``; ``suffix`` tells apart other bytes of the same UID."""
-        return Path(path_part(study)) / series_part(series, split) / f"{path_part(sop_instance)}{suffix}.dcm"
+        return Path(path_part(study), series_part(series, split), f"{path_part(sop_instance)}{suffix}.dcm")
 
     def tombstone_file(self, study: str, series: str, split: int) -> Path:
         """Return the file that tells what retention deleted of a series."""

@@ -191,6 +191,8 @@ class Settler:
 
     def _settle(self, files: Sequence[tuple[Path, _Known]]) -> tuple[Placement, ...]:
         tried = self.index.attempts()
+        if not tried:
+            return self._settle_together(files)
         fresh = [(path, known) for path, known in files if _name(path) not in tried]
         placements = self._settle_together(fresh)
         for path, known in files:
@@ -265,9 +267,11 @@ class Settler:
             elif placement.final.exists():
                 self._drop(placement)
             else:
-                make_directories(placement.final.parent, below=self.layout.store)
+                folder = placement.final.parent
+                if folder not in touched:
+                    make_directories(folder, below=self.layout.store)
+                    touched.add(folder)
                 placement.source.rename(placement.final)
-                touched.add(placement.final.parent)
                 crash_point("keeper.after-rename")
         for directory in sorted(touched):
             fsync_directory(directory)

@@ -34,6 +34,7 @@ _MOVE_MESSAGE: Final = 0x1031
 _HEADER: Final = struct.Struct("<HHL")
 _SHORT: Final = struct.Struct("<H")
 _LONG: Final = struct.Struct("<L")
+_FOUR_SHORTS: Final = struct.Struct("<" + 4 * "HHLH")
 
 
 # Reasons of an A-ABORT of the service provider (PS3.8 Table 9-26).
@@ -93,6 +94,7 @@ def parse_command(data: bytes | bytearray | memoryview) -> Command:
         CommandDataSetType is missing.
     """
     found: dict[int, bytes] = {}
+    data = bytes(data)
     position, end = 0, len(data)
     while position < end:
         if end - position < _HEADER.size:
@@ -101,7 +103,7 @@ def parse_command(data: bytes | bytearray | memoryview) -> Command:
         position += _HEADER.size
         if group != 0 or length > end - position:
             raise Malformed("the command set has an element that cannot be")
-        found[element] = bytes(data[position : position + length])
+        found[element] = data[position : position + length]
         position += length
     field = _number(found, _FIELD)
     data_set_type = _number(found, _DATA_SET_TYPE)
@@ -126,10 +128,12 @@ def store_response(command: Command, status: int, comment: str) -> bytes:
     body = b"".join(
         (
             _uid(_CLASS, command.sop_class),
-            _short(_FIELD, C_STORE_RSP),
-            _short(_RESPONDED, command.message_id),
-            _short(_DATA_SET_TYPE, NO_DATA_SET),
-            _short(_STATUS, status),
+            _FOUR_SHORTS.pack(
+                *(0, _FIELD, 2, C_STORE_RSP),
+                *(0, _RESPONDED, 2, command.message_id),
+                *(0, _DATA_SET_TYPE, 2, NO_DATA_SET),
+                *(0, _STATUS, 2, status),
+            ),
             _text(_COMMENT, comment[:COMMENT_LIMIT]),
             _uid(_INSTANCE, command.sop_instance),
         )
@@ -153,10 +157,6 @@ def command_pdus(context_id: int, command: bytes, peer_limit_bytes: int) -> byte
 def _number(found: dict[int, bytes], element: int) -> int | None:
     value = found.get(element, b"")
     return int(_SHORT.unpack(value)[0]) if len(value) == _SHORT.size else None
-
-
-def _short(element: int, value: int) -> bytes:
-    return _HEADER.pack(0, element, 2) + _SHORT.pack(value)
 
 
 def _uid(element: int, value: bytes) -> bytes:

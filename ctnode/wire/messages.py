@@ -64,14 +64,11 @@ class Assembler:
         self._answer = answer
         self._foreign = foreign
         self._fragments = bytearray()
+        # Whether a message has begun and not ended.
+        self.in_message = False
         self._context_id = 0
         self._command: Command | None = None
         self._foreign_bytes = 0
-
-    @property
-    def in_message(self) -> bool:
-        """Return whether a message has begun and not ended."""
-        return bool(self._context_id)
 
     def take(self, body: memoryview) -> None:
         """Take the presentation data values of one P-DATA-TF PDU (PS3.8 9.3.5.1, Annex E).
@@ -98,10 +95,19 @@ class Assembler:
                 if self._context_id or not self._has_context(context_id):
                     raise Malformed("a PDV has a presentation context that it may not have")
                 self._context_id = context_id
+                self.in_message = True
+            command = self._command
             if control & _IS_COMMAND:
                 self._take_command(fragment, is_last=bool(control & _IS_LAST))
+            elif command is None:
+                raise Malformed("data before a command", reason=UNEXPECTED_PDU)
+            elif command.field == C_STORE_RQ:
+                if fragment:
+                    self._store.write(fragment)
+                if control & _IS_LAST:
+                    self._finish_store(command)
             else:
-                self._take_data(fragment, is_last=bool(control & _IS_LAST))
+                self._take_foreign_data(fragment, is_last=bool(control & _IS_LAST))
 
     def _take_command(self, fragment: memoryview, *, is_last: bool) -> None:
         if self._command is not None:
@@ -122,16 +128,7 @@ class Assembler:
             if not command.has_data_set:
                 self._reset()
 
-    def _take_data(self, fragment: memoryview, *, is_last: bool) -> None:
-        command = self._command
-        if command is None:
-            raise Malformed("data before a command", reason=UNEXPECTED_PDU)
-        if command.field == C_STORE_RQ:
-            if fragment:
-                self._store.write(fragment)
-            if is_last:
-                self._finish_store(command)
-            return
+    def _take_foreign_data(self, fragment: memoryview, *, is_last: bool) -> None:
         self._foreign_bytes += len(fragment)
         if self._foreign_bytes > FOREIGN_LIMIT_BYTES:
             raise TooMuch("the data set of a request is too large")
@@ -146,6 +143,7 @@ class Assembler:
         self._answer(context_id, command, status, comment)
 
     def _reset(self) -> None:
+        self.in_message = False
         self._context_id = 0
         self._command = None
         self._fragments.clear()

@@ -231,16 +231,16 @@ class NodeSession:
         self._began_s = time.monotonic()
         self._taken_bytes = 0
         self._limit_bytes = self.terms.max_object_bytes
-        self._announced = uid(command.sop_instance)[:COMMENT_LIMIT]
+        sop_class, sop_instance = uid(command.sop_class), uid(command.sop_instance)
+        self._announced = sop_instance[:COMMENT_LIMIT]
         assert self._journal is not None
         try:
-            if uid(command.sop_class) != self._classes[context_id]:
+            if sop_class != self._classes[context_id]:
                 raise WrongContext("the SOP class is not that of the presentation context")
-            self._note_originator(command)
+            if command.move_originator:
+                self._note_originator(command)
             self._incoming = self._journal.receive(
-                transfer_syntax=self._syntaxes[context_id],
-                sop_class=uid(command.sop_class),
-                sop_instance=uid(command.sop_instance),
+                transfer_syntax=self._syntaxes[context_id], sop_class=sop_class, sop_instance=sop_instance
             )
         except CtnodeError as error:
             self._fault = error
@@ -297,8 +297,6 @@ class NodeSession:
 
     def _note_originator(self, command: Command) -> None:
         """Write down who asked the sender by C-MOVE (PS3.7 9.1.1.1.6); once for each of its requests."""
-        if not command.move_originator:
-            return
         key = f"{command.move_originator}\0{command.move_message_id}"
         if key in self._originators:
             return

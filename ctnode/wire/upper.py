@@ -39,6 +39,8 @@ _PDU_HEADER: Final = struct.Struct(">BBL")
 _A_ASSOCIATE_RQ: Final = 0x01
 _P_DATA_TF: Final = 0x04
 _KNOWN_PDUS: Final = range(0x01, 0x08)
+# The longest PDU of each kind that is read; of data it is what the peer was told.
+_LIMITS_BYTES: Final = dict.fromkeys(_KNOWN_PDUS, CONTROL_LIMIT_BYTES) | {_A_ASSOCIATE_RQ: ASSOCIATE_LIMIT_BYTES}
 _BY_PROVIDER: Final = 2
 _IDLE: Final = "Sta1"
 _AWAITING_REQUEST: Final = "Sta2"
@@ -91,6 +93,11 @@ class SyncDul(DULServiceProvider):
     ) -> None:
         super().__init__(assoc)
         self.stream = stream
+        # The insides of the queues, looked at before these are asked: an exception for each that is empty would cost
+        # more than the rest of a PDU.
+        self._events = self.event_queue.queue
+        self._primitives = self.to_provider_queue.queue
+        self._requests = self.to_user_queue.queue
         self.assembler: Assembler | None = None
         self.is_lost = False
         # Why the node ended what the peer did not end itself: a word to count under, and a sentence for the log.
@@ -101,7 +108,7 @@ class SyncDul(DULServiceProvider):
         self.proposed: tuple[PresentationContext, ...] = ()
         self.results: tuple[PresentationContext, ...] = ()
         self._abort_reason = NOT_SPECIFIED
-        self._max_pdu_bytes = max_pdu_bytes
+        self._limits_bytes = {**_LIMITS_BYTES, _P_DATA_TF: max_pdu_bytes}
         self._idle_timeout_s = idle_timeout_s
         self._pdu_timeout_s = pdu_timeout_s
         self._active_at_s = time.monotonic()
@@ -127,7 +134,7 @@ class SyncDul(DULServiceProvider):
 
     def agree(self, max_pdu_bytes: int, idle_timeout_s: float, pdu_timeout_s: float) -> None:
         """Take over the limits of the peer, once it is known who it is."""
-        self._max_pdu_bytes = max_pdu_bytes
+        self._limits_bytes[_P_DATA_TF] = max_pdu_bytes
         self._idle_timeout_s = idle_timeout_s
         self._pdu_timeout_s = pdu_timeout_s
 
@@ -174,12 +181,10 @@ class SyncDul(DULServiceProvider):
 
     def flush(self) -> None:
         """Let the state machine act on everything that waits."""
-        # Looked at before they are asked: an exception for each empty queue would cost more than the rest of a PDU.
-        events, primitives = self.event_queue.queue, self.to_provider_queue.queue
         while not self._kill_thread:
-            if events:
+            if self._events:
                 self._act(self.event_queue.get_nowait())
-            elif not primitives or not self._process_recv_primitive():
+            elif not self._primitives or not self._process_recv_primitive():
                 return
 
     def _act(self, event: str) -> None:
@@ -219,7 +224,9 @@ class SyncDul(DULServiceProvider):
         until_s = patience_s if deadline_s is None else min(deadline_s, patience_s)
         outcome = self.stream.fill(until_s, wanted_bytes=self._wanted_bytes)
         self._received_bytes += self.stream.available_bytes - had_bytes
-        if outcome is Filled.CLOSED:
+        if outcome is Filled.DATA:
+            self._take_pdus()
+        elif outcome is Filled.CLOSED:
             self.is_lost = True
             self.cut(TRANSPORT_CLOSED)
         elif outcome is Filled.EXPIRED and (deadline_s is None or patience_s <= deadline_s):
@@ -262,6 +269,7 @@ class SyncDul(DULServiceProvider):
         """Tell the state machine that the peer sent what cannot be (PS3.8 Table 9-10, Evt19)."""
         self.blame(fault.cause, fault.why)
         self._abort_reason = fault.reason
+        self._wanted_bytes = 1
         self.stream.consume(self.stream.available_bytes)
         self.cut(INVALID_PDU)
 
@@ -276,22 +284,18 @@ class SyncDul(DULServiceProvider):
 
     def _take_pdus(self) -> bool:
         """Handle the whole PDUs at the start of the buffer until somebody has to act on one; False if there is none."""
-        if not self._take_pdu():
+        stream = self.stream
+        if stream.end - stream.start < self._wanted_bytes or not self._take_pdu():
             return False
         # Data of an instance concerns nobody else: the next PDU may follow at once.
-        while self._is_undisturbed() and self._take_pdu():
+        while stream.end - stream.start >= self._wanted_bytes and self._is_undisturbed() and self._take_pdu():
             pass
         self.flush()
         return True
 
     def _is_undisturbed(self) -> bool:
-        return (
-            self._is_in_message
-            and not self._kill_thread
-            and not self.event_queue.queue
-            and not self.to_provider_queue.queue
-            and not self.to_user_queue.queue
-        )
+        """Return whether the data of an instance go on and nobody else has anything to do."""
+        return self._is_in_message and not (self._events or self._primitives or self._requests or self._kill_thread)
 
     def _take_pdu(self) -> bool:
         """Handle the PDU at the start of the buffer if it is whole; nothing is buffered beyond the limits."""
@@ -300,24 +304,24 @@ class SyncDul(DULServiceProvider):
         if available < _PDU_HEADER.size:
             return self._lacks(_PDU_HEADER.size if available else 1)
         kind, _reserved, length = _PDU_HEADER.unpack_from(stream.view, stream.start)
-        if kind not in _KNOWN_PDUS or length > self._limit_bytes(kind):
+        if length > self._limits_bytes.get(kind, -1):
             self.refuse(self._header_fault(kind))
             return True
         whole = _PDU_HEADER.size + length
         if available < whole:
             return self._lacks(whole)
         self._partial_at_s = 0.0
+        self._wanted_bytes = 1
         pdu = stream.view[stream.start : stream.start + whole]
-        self._active_at_s = time.monotonic()
         try:
             if kind == _P_DATA_TF and self.assembler is not None and self.state_machine.current_state == _ESTABLISHED:
                 self.assembler.take(pdu[_PDU_HEADER.size :])
-                self._active_at_s = time.monotonic()
             else:
                 self._decode(pdu)
         except Malformed as fault:
             self.refuse(fault)
             return True
+        self._active_at_s = time.monotonic()
         stream.consume(whole)
         return True
 
@@ -328,11 +332,6 @@ class SyncDul(DULServiceProvider):
         if wanted_bytes > 1:
             self._partial_at_s = self._partial_at_s or time.monotonic()
         return False
-
-    def _limit_bytes(self, kind: int) -> int:
-        if kind == _P_DATA_TF:
-            return self._max_pdu_bytes
-        return ASSOCIATE_LIMIT_BYTES if kind == _A_ASSOCIATE_RQ else CONTROL_LIMIT_BYTES
 
     def _header_fault(self, kind: int) -> Malformed:
         if kind in _KNOWN_PDUS:

@@ -18,4 +18,6 @@ def is_product(value: str) -> bool:
     (PS3.3 C.7.5.1, C.12.1.1.5). Archives that coerce patient, study or UIDs leave these alone; file meta information
     says nothing, since whoever stores a file writes its own there.
     """
+    if PRODUCT not in value.lower():
+        return False
     return any(part.strip(" \0").lower().replace("/", " ").split(" ")[0] == PRODUCT for part in value.split("\\"))
