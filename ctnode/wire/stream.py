@@ -10,7 +10,9 @@ import time
 from enum import Enum
 from typing import Final
 
-MINIMUM_BYTES: Final = 1 << 18
+MINIMUM_BYTES: Final = 1 << 17
+# Room beyond the largest PDU: so little of the next one comes along that moving it to the front costs nothing.
+SPARE_BYTES: Final = 1 << 10
 KEEPALIVE_IDLE_S: Final = 30
 KEEPALIVE_INTERVAL_S: Final = 10
 KEEPALIVE_PROBES: Final = 3
@@ -50,7 +52,7 @@ class Stream:
         self.start = 0
         self.end = 0
         # Zeroed memory is only taken when it is first written: an idle connection costs next to nothing.
-        self.view = memoryview(bytearray(max(capacity_bytes, MINIMUM_BYTES)))
+        self.view = memoryview(bytearray(max(capacity_bytes + SPARE_BYTES, MINIMUM_BYTES)))
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # A number that was closed may belong to another file a moment later: waking checks under the lock.
         self._lock = threading.Lock()
