@@ -268,10 +268,9 @@ class Settler:
                 self._drop(placement)
             else:
                 folder = placement.final.parent
-                if folder not in touched:
-                    make_directories(folder, below=self.layout.store)
-                    touched.add(folder)
+                make_directories(folder, below=self.layout.store)
                 placement.source.rename(placement.final)
+                touched.add(folder)
                 crash_point("keeper.after-rename")
         for directory in sorted(touched):
             fsync_directory(directory)
