@@ -59,8 +59,6 @@ class RunningDigest:
         self._helper = helper
         self._hash = hashlib.sha256()
         self._done = threading.Lock()
-        # Whether a piece may still be on its way to the helper, or with it.
-        self._is_begun = False
 
     @property
     def is_alone(self) -> bool:
@@ -71,16 +69,15 @@ class RunningDigest:
         """Hash a piece, perhaps beside the caller: then True, and it may not be changed until ``settle()``."""
         self.settle()
         self._done.acquire()
-        self._is_begun = self._helper.take(self._hash, piece, self._done)
-        if not self._is_begun:
-            self._done.release()
-        return self._is_begun
+        if self._helper.take(self._hash, piece, self._done):
+            return True
+        self._done.release()
+        return False
 
     def settle(self) -> None:
         """Wait for the piece that was begun."""
-        if self._is_begun:
-            with self._done:
-                self._is_begun = False
+        with self._done:
+            return
 
     def update(self, piece: memoryview) -> None:
         """Hash a piece in this thread."""

@@ -267,10 +267,9 @@ class Settler:
             elif placement.final.exists():
                 self._drop(placement)
             else:
-                folder = placement.final.parent
-                make_directories(folder, below=self.layout.store)
+                make_directories(placement.final.parent, below=self.layout.store)
                 placement.source.rename(placement.final)
-                touched.add(folder)
+                touched.add(placement.final.parent)
                 crash_point("keeper.after-rename")
         for directory in sorted(touched):
             fsync_directory(directory)

@@ -64,11 +64,14 @@ class Assembler:
         self._answer = answer
         self._foreign = foreign
         self._fragments = bytearray()
-        # Whether a message has begun and not ended.
-        self.in_message = False
         self._context_id = 0
         self._command: Command | None = None
         self._foreign_bytes = 0
+
+    @property
+    def in_message(self) -> bool:
+        """Return whether a message has begun and not ended."""
+        return bool(self._context_id)
 
     def take(self, body: memoryview) -> None:
         """Take the presentation data values of one P-DATA-TF PDU (PS3.8 9.3.5.1, Annex E).
@@ -95,7 +98,6 @@ class Assembler:
                 if self._context_id or not self._has_context(context_id):
                     raise Malformed("a PDV has a presentation context that it may not have")
                 self._context_id = context_id
-                self.in_message = True
             command = self._command
             if control & _IS_COMMAND:
                 self._take_command(fragment, is_last=bool(control & _IS_LAST))
@@ -143,7 +145,6 @@ class Assembler:
         self._answer(context_id, command, status, comment)
 
     def _reset(self) -> None:
-        self.in_message = False
         self._context_id = 0
         self._command = None
         self._fragments.clear()

@@ -298,8 +298,7 @@ class SyncAssociation(Association):
                 self._end("idle" if self.dul.cause == "idle" else "lost")
                 self.acse.send_abort(0x02)
                 return
-            is_asked = self.dimse.requests or self.dul.to_user_queue.queue
-            if is_asked and self._reactor_checkpoint.is_set() and self._serve_waiting():
+            if self._reactor_checkpoint.is_set() and self._serve_waiting():
                 return
             if self._kill or self.is_aborted or self.dul.is_over:
                 # Whatever was sent last, such as the A-ABORT of abort(), is on its way.
